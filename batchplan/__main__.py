@@ -1,0 +1,5 @@
+"""``python -m batchplan``."""
+
+from batchplan.cli.main import main
+
+main()

@@ -1,0 +1,36 @@
+"""What ``import batchplan`` offers: the questions as functions, the answers as typed objects."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchplan.api.estimating import EstimateAnswer, estimate
+    from batchplan.api.learning import LearningRateAnswer, learning_rate
+    from batchplan.api.recommending import RecommendAnswer, recommend
+
+__all__ = [
+    "EstimateAnswer",
+    "LearningRateAnswer",
+    "RecommendAnswer",
+    "estimate",
+    "learning_rate",
+    "recommend",
+]
+
+_HOME = {
+    "EstimateAnswer": "estimating",
+    "LearningRateAnswer": "learning",
+    "RecommendAnswer": "recommending",
+    "estimate": "estimating",
+    "learning_rate": "learning",
+    "recommend": "recommending",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562), so that start-up stays short."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,187 @@
+"""``estimate``: the peak memory of one exact configuration, term by term, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from batchplan import memory
+from batchplan.api.checks import checked, whole
+from batchplan.api.devices import exact_devices
+from batchplan.api.documents import (
+    SCHEMA_VERSION,
+    batch_document,
+    caveats_document,
+    device_document,
+    memory_document,
+    model_document,
+    recipe_document,
+)
+from batchplan.api.fields import SharedFields
+from batchplan.api.profiles import OnProgress, Profiles
+from batchplan.api.recipes import checkpoint_numerics, fill
+from batchplan.api.request import Request, resolve
+from batchplan.memory import Estimate
+from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Numerics, Recipe
+from batchplan.trainers import Default
+from batchplan.trainers.defaults import CHECKPOINT
+from batchplan.trainers.realise import ZERO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateAnswer:
+    """The bill of one configuration, and all that it depends on."""
+
+    inputs: dict[str, Any]
+    """Keyword arguments of ``estimate`` that give this answer again."""
+    model: ModelInfo
+    num_params: int
+    num_trainable_params: int
+    batch: Batch
+    recipe: Recipe
+    memory: Estimate
+    gpu: Gpu
+    versions: dict[str, str]
+    """Packages that ran the model's code; empty for ``params``."""
+    caveats: tuple[Caveat, ...]
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Usable bytes less the peak; negative when it does not fit."""
+        return self.gpu.usable_bytes - self.memory.peak_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the usable bytes."""
+        return self.headroom_bytes >= 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document of ``batchplan estimate --json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "command": "estimate",
+            "inputs": self.inputs,
+            "versions": self.versions,
+            "model": model_document(self.model, self.num_params, self.num_trainable_params),
+            "batch": batch_document(self.batch),
+            "memory": memory_document(self.memory),
+            "device": device_document(self.gpu),
+            "fits": self.fits,
+            "headroom_bytes": self.headroom_bytes,
+            "caveats": caveats_document((*self.caveats, *self.memory.caveats)),
+        }
+
+
+def estimate(
+    model: str | None = None,
+    *,
+    devices: int | str = 1,
+    micro_batch: int | None = None,
+    accum_steps: int | None = None,
+    on_progress: OnProgress | None = None,
+    **fields: Unpack[SharedFields],
+) -> EstimateAnswer:
+    """Return the peak memory of one exact configuration.
+
+    Args:
+        model: Hub id, local folder or config.json, or a catalog name; or give ``params``.
+        devices: data-parallel devices over all nodes.
+        micro_batch: sequences one device runs in one forward; None is the trainer's default.
+        accum_steps: passes per optimizer step; None is the trainer's default.
+        on_progress: told in words what a first trace is doing.
+        **fields: the shared inputs, named as on the command line; ``gpu`` is needed.
+
+    Raises:
+        SpecError: when an input is wrong.
+        SourceError: when the model's config cannot be had.
+        TraceError: when the model's code cannot be traced.
+    """
+    request = resolve(model, fields)
+    num_ranks = exact_devices(devices, request.nodes)
+    recipe, assumed = _recipe(request)
+    batch = checked(
+        Batch,
+        {
+            "micro_batch": _size(request, "micro_batch", micro_batch),
+            "accum_steps": _size(request, "accum_steps", accum_steps),
+            "num_ranks": num_ranks,
+            "seq_len": request.seq_len,
+        },
+    )
+    cluster = checked(Cluster, {"num_ranks": num_ranks, "num_nodes": request.nodes})
+    profiles = Profiles(request, on_progress)
+    bill = _price(request, profiles, recipe, batch, cluster)
+    inputs = request.inputs() | recipe_document(recipe)
+    inputs |= {"devices": num_ranks, "micro_batch": batch.micro_batch}
+    inputs["accum_steps"] = batch.accum_steps
+    return EstimateAnswer(
+        inputs=inputs,
+        model=request.model,
+        num_params=profiles.num_params,
+        num_trainable_params=profiles.num_trainable_params,
+        batch=batch,
+        recipe=recipe,
+        memory=bill,
+        gpu=request.gpu,
+        versions=profiles.versions,
+        # States alone do not depend on the sequence length, so its caveats do not apply.
+        caveats=(
+            *(request.caveats if request.resolved else ()),
+            *assumed,
+            *profiles.caveats,
+        ),
+    )
+
+
+def _price(
+    request: Request, profiles: Profiles, recipe: Recipe, batch: Batch, cluster: Cluster
+) -> Estimate:
+    if request.num_params is not None:
+        return memory.estimate_states(
+            num_params=request.num_params,
+            recipe=recipe,
+            cluster=cluster,
+            activation_bytes=request.activation_bytes,
+        )
+    return memory.estimate(
+        profile=profiles(recipe, batch.seq_len),
+        recipe=recipe,
+        batch=batch,
+        cluster=cluster,
+        gpu=request.gpu,
+    )
+
+
+def _size(request: Request, name: str, given: object) -> int:
+    if given is not None:
+        return whole(name, given)
+    # Arithmetic on states alone does not depend on the batch.
+    return 1 if request.resolved is None else int(request.defaults[name].value)
+
+
+def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
+    """Return the recipe with the trainer's own defaults, and a caveat that names them."""
+    rows = {name: row for name, row in request.defaults.items() if name in Recipe.model_fields}
+    defaults = {name: _value(row, request) for name, row in rows.items()}
+    if request.given.get("sharding") in ZERO:
+        # DeepSpeed keeps fp32 copies of 16-bit weights, whatever dtype they were loaded in.
+        half = Numerics.FP16_MASTER if defaults["numerics"] == "fp16" else Numerics.BF16_MASTER
+        defaults["numerics"] = half.value
+    recipe = fill(request.given, defaults)
+    assumed = [
+        f"{name.replace('_', '-')} {getattr(recipe, name)}"
+        for name in ("numerics", "optimizer", "optimizer_impl", "sharding", "checkpointing")
+        if name in rows and name not in request.given
+    ]
+    if not assumed:
+        return recipe, ()
+    text = f"Not given, so as {request.trainer} does by default: {', '.join(assumed)}."
+    return recipe, (Caveat(code="trainer-defaults", text=text),)
+
+
+def _value(row: Default, request: Request) -> str | int | bool:
+    if row.value != CHECKPOINT:
+        return row.value
+    if request.resolved is None:
+        return Numerics.BF16.value  # what nearly every published checkpoint is saved in
+    return checkpoint_numerics(request.config).value

@@ -1,0 +1,67 @@
+"""Activation profiles by recipe and length, traced on first need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from batchplan.api.request import Request
+from batchplan.errors import SpecError
+from batchplan.profile import ActivationProfile
+from batchplan.spec import Caveat, Recipe
+from batchplan.trace import activation_profile
+
+OnProgress = Callable[[str], None]
+
+
+class Profiles:
+    """The profile of each way of running one model, and the versions that made them."""
+
+    def __init__(self, request: Request, on_progress: OnProgress | None) -> None:
+        self._request = request
+        self._on_progress = on_progress
+        self._first: ActivationProfile | None = None
+        self._warnings: list[str] = []
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the model, adapters left out, as the first profile or the user says."""
+        given = self._request.num_params
+        return given or (0 if self._first is None else self._first.num_params)
+
+    @property
+    def num_trainable_params(self) -> int:
+        """Parameters that train; all of them where only their number is known."""
+        return self.num_params if self._first is None else self._first.trainable_params
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Packages that ran the model's code; empty when none did."""
+        return {} if self._first is None else dict(self._first.versions)
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """What went wrong without changing an answer, such as a cache that cannot be written."""
+        texts = dict.fromkeys(self._warnings)
+        return tuple(Caveat(code="profile-cache", text=text) for text in texts)
+
+    def __call__(self, recipe: Recipe, seq_len: int) -> ActivationProfile:
+        """Return the profile of ``recipe`` at ``seq_len``.
+
+        Raises:
+            TraceError: when the model's code cannot be traced.
+        """
+        request = self._request
+        if request.resolved is None:
+            raise SpecError("--params has no model to trace.")
+        profile = activation_profile(
+            config=request.resolved.config,
+            recipe=recipe,
+            seq_len=seq_len,
+            model_ref=request.model_text or "",
+            python=request.python,
+            trust_remote_code=request.trust_remote_code,
+            on_progress=self._on_progress,
+            on_warning=self._warnings.append,
+        )
+        self._first = self._first or profile
+        return profile

@@ -1,0 +1,183 @@
+"""The inputs that both commands share, resolved: which GPU, model, recipe and environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from batchplan.api.checks import num_bytes, option, whole
+from batchplan.api.environment import transformers_version
+from batchplan.api.fields import RecipeFields, SharedFields
+from batchplan.api.recipes import given_fields
+from batchplan.errors import SpecError, UnknownNameError
+from batchplan.sources import ResolvedModel, find_gpu, resolve_model
+from batchplan.spec import MAX_RANKS, MAX_SEQ_LEN, Caveat, Gpu, Method, ModelInfo
+from batchplan.trainers import Default, trainer_defaults
+
+DEFAULT_TRAINER = "hf-trainer"
+DEFAULT_SEQ_LEN = 4096
+"""Taken where the user gives none, or the model's maximum where that is less."""
+_LARGEST_PARAMS = 10**15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What both commands start from."""
+
+    model: ModelInfo
+    model_text: str | None
+    """As the user named it."""
+    resolved: ResolvedModel | None
+    """None when only a number of parameters was given."""
+    num_params: int | None
+    activation_bytes: int
+    gpu: Gpu
+    gpu_text: str
+    nodes: int
+    seq_len: int
+    trainer: str
+    defaults: Mapping[str, Default]
+    given: Mapping[str, Any]
+    """Recipe fields that the user decided."""
+    python: Path | None
+    revision: str | None
+    trust_remote_code: bool
+    offline: bool
+    caveats: tuple[Caveat, ...]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config; empty when only a number of parameters was given."""
+        return {} if self.resolved is None else self.resolved.config
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the shared inputs as keyword arguments that give the same answer again."""
+        found: dict[str, Any] = {
+            "model": self.model_text,
+            "params": self.num_params,
+            "activations": self.activation_bytes if self.resolved is None else None,
+            "gpu": self.gpu_text,
+            "nodes": self.nodes,
+            "seq_len": self.seq_len,
+            "trainer": self.trainer,
+            "python": None if self.python is None else str(self.python),
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "offline": self.offline,
+        }
+        return found
+
+
+def resolve(model: str | None, fields: SharedFields) -> Request:
+    """Resolve the shared inputs.
+
+    Raises:
+        SpecError: when an input is wrong or two contradict each other.
+        SourceError: when the model's config cannot be had.
+    """
+    _refuse_unknown(fields)
+    gpu_text = fields.get("gpu")
+    if not gpu_text:
+        raise SpecError(
+            "--gpu is missing: a name such as a100-80gb, a size such as 24GiB, or local."
+        )
+    if (model is None) == (fields.get("params") is None):
+        raise SpecError("Name one MODEL, or give --params, not both.")
+    nodes = whole("nodes", fields.get("nodes", 1))
+    if nodes > MAX_RANKS:
+        raise SpecError(f"--nodes {nodes} is too large: at most {MAX_RANKS:,}.")
+    python = _interpreter(fields.get("python"))
+    trainer = fields.get("trainer") or DEFAULT_TRAINER
+    recipe_names = get_type_hints(RecipeFields)
+    given = given_fields(
+        {name: value for name, value in fields.items() if name in recipe_names},
+        fields.get("recipe"),
+    )
+    gpu = find_gpu(gpu_text)
+    defaults = trainer_defaults(trainer, transformers_version(python))
+    trust, offline = bool(fields.get("trust_remote_code")), bool(fields.get("offline"))
+    resolved = None
+    num_params = None
+    activation_bytes = 0
+    if model is None:
+        num_params, info = _parameters_only(fields, given)
+        if fields.get("activations"):
+            activation_bytes = num_bytes("activations", fields["activations"])
+    else:
+        if fields.get("activations"):
+            raise SpecError("--activations goes with --params; a MODEL's activations are traced.")
+        revision = fields.get("revision")
+        resolved = resolve_model(model, revision=revision, trust_remote_code=trust, offline=offline)
+        info = resolved.info
+        if resolved.needs_remote_code and not trust:
+            raise SpecError(
+                f"{info.id} runs code of its own repository. Read it, then pass "
+                "--trust-remote-code."
+            )
+    seq_len, caveats = _seq_len(fields.get("seq_len"), info)
+    return Request(
+        model=info,
+        model_text=model,
+        resolved=resolved,
+        num_params=num_params,
+        activation_bytes=activation_bytes,
+        gpu=gpu,
+        gpu_text=gpu_text,
+        nodes=nodes,
+        seq_len=seq_len,
+        trainer=trainer,
+        defaults=defaults,
+        given=given,
+        python=python,
+        revision=fields.get("revision"),
+        trust_remote_code=trust,
+        offline=offline,
+        caveats=caveats,
+    )
+
+
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
+    known = get_type_hints(SharedFields)
+    for name in fields:
+        if name not in known:
+            raise UnknownNameError("input", name, known)
+
+
+def _parameters_only(fields: SharedFields, given: Mapping[str, Any]) -> tuple[int, ModelInfo]:
+    if given.get("method", Method.FULL) != Method.FULL.value:
+        raise SpecError(
+            f"{option('method')} {given['method']} needs a MODEL: how many parameters train "
+            "depends on its layers."
+        )
+    num_params = whole("params", fields.get("params"))
+    if num_params > _LARGEST_PARAMS:
+        raise SpecError(f"--params {num_params:.3g} is absurdly large: at most 1e15.")
+    text = f"{num_params / 1e9:g}B parameters"
+    return num_params, ModelInfo(id=text, architecture="parameters only", source="--params")
+
+
+def _seq_len(given: object, info: ModelInfo) -> tuple[int, tuple[Caveat, ...]]:
+    longest = info.max_seq_len
+    if given is None:
+        seq_len = min(longest or DEFAULT_SEQ_LEN, DEFAULT_SEQ_LEN)
+        text = f"No --seq-len given: {seq_len:,} tokens a sequence are assumed."
+        return seq_len, (Caveat(code="seq-len-assumed", text=text),)
+    seq_len = whole("seq_len", given)
+    if seq_len > MAX_SEQ_LEN:
+        raise SpecError(f"--seq-len {seq_len:.4g} is too large: at most {MAX_SEQ_LEN:,}.")
+    if longest is None or seq_len <= longest:
+        return seq_len, ()
+    text = f"--seq-len {seq_len:,} is more than the {longest:,} positions of {info.id}."
+    return seq_len, (Caveat(code="seq-len-beyond-model", text=text),)
+
+
+def _interpreter(python: str | PathLike[str] | None) -> Path | None:
+    if python is None:
+        return None
+    path = Path(python).expanduser()
+    if not path.is_file():
+        raise SpecError(f"--python {path}: no such file.")
+    return path

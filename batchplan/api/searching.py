@@ -1,0 +1,204 @@
+"""From the inputs of ``recommend`` to a search: what is pinned, what may vary, what is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from batchplan.api.checks import checked, shown, whole
+from batchplan.api.devices import AUTO, device_counts
+from batchplan.api.learning import batch_size, positive_number
+from batchplan.api.profiles import Profiles
+from batchplan.api.recipes import fill
+from batchplan.api.request import Request
+from batchplan.errors import SpecError
+from batchplan.planner import Answer, ProfilePricer, SearchSpace, StatesPricer, search_with
+from batchplan.sources import load_runs
+from batchplan.spec import (
+    BatchGoal,
+    Caveat,
+    Checkpointing,
+    Method,
+    Numerics,
+    Offload,
+    Recipe,
+    Sharding,
+)
+from batchplan.trainers import realisable_shardings
+from batchplan.units import parse_percent
+
+_MOST_PLANS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A search, ready to run."""
+
+    recipe: Recipe
+    space: SearchSpace
+    goal: BatchGoal
+    base_lr: float | None
+    base_batch: float | None
+    base_batch_tokens: float | None
+    lr_batch: int | str | None
+    limit: int
+    searched_fields: tuple[str, ...]
+    """Fields of the recipe that the search decides."""
+    caveats: tuple[Caveat, ...]
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what was asked beyond the shared inputs and the recipe."""
+        return {
+            "target_tokens": self.goal.target_tokens,
+            "target_sequences": self.goal.target_sequences,
+            "tolerance": self.goal.tolerance,
+            "micro_batch": self.space.micro_batch,
+            "accum_steps": self.space.accum_steps,
+            "lr": self.base_lr,
+            "lr_batch": self.lr_batch,
+            "limit": self.limit,
+        }
+
+
+def question(
+    request: Request,
+    *,
+    target_tokens: object,
+    target_sequences: object,
+    tolerance: object,
+    devices: int | str,
+    micro_batch: object,
+    accum_steps: object,
+    lr: object,
+    lr_batch: int | str | None,
+    limit: int,
+) -> Question:
+    """Return the search that the inputs ask for.
+
+    Raises:
+        SpecError: when an input is wrong or two contradict each other.
+    """
+    if limit > _MOST_PLANS:
+        raise SpecError(f"--limit {limit:.4g} is too large: at most {_MOST_PLANS:,}.")
+    counts = device_counts(devices, request.nodes)
+    recipe, caveats = _recipe(request)
+    base_batch, in_tokens = (None, False)
+    if lr_batch is not None:
+        base_batch, in_tokens = batch_size("lr_batch", lr_batch)
+    space = SearchSpace(
+        num_ranks=counts,
+        num_nodes=request.nodes,
+        stop_at_first_fit=devices == AUTO,
+        micro_batch=_optional("micro_batch", micro_batch),
+        accum_steps=_optional("accum_steps", accum_steps),
+        shardings=_shardings(request, recipe, max(counts)),
+        checkpointings=_pinned(
+            request, "checkpointing", recipe, (Checkpointing.NONE, Checkpointing.FULL)
+        ),
+        offloads=_pinned(request, "offload", recipe, (Offload.NONE,)),
+        seq_len=request.seq_len,
+    )
+    return Question(
+        recipe=recipe,
+        space=space,
+        goal=_goal(target_tokens, target_sequences, tolerance),
+        base_lr=None if lr is None else positive_number("lr", lr),
+        base_batch=None if in_tokens else base_batch,
+        base_batch_tokens=base_batch if in_tokens else None,
+        lr_batch=lr_batch,
+        limit=limit,
+        searched_fields=tuple(
+            name for name in ("sharding", "checkpointing") if name not in request.given
+        ),
+        caveats=caveats,
+    )
+
+
+def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
+    """Run the search, with the model's profiles or on states alone."""
+    pricer: ProfilePricer | StatesPricer
+    if request.num_params is None:
+        pricer = ProfilePricer(profiles=profiles, gpu=request.gpu)
+    else:
+        pricer = StatesPricer(
+            num_params=request.num_params, activation_bytes=request.activation_bytes
+        )
+    return search_with(
+        pricer=pricer,
+        recipe=asked.recipe,
+        space=asked.space,
+        goal=asked.goal,
+        gpu=request.gpu,
+        model=request.model,
+        runs=load_runs(),
+        base_lr=asked.base_lr,
+        base_batch=asked.base_batch,
+        base_batch_tokens=asked.base_batch_tokens,
+        limit=asked.limit,
+    )
+
+
+def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
+    numerics = _default_numerics(request)
+    recipe = fill(request.given, {"numerics": numerics})
+    if "numerics" in request.given:
+        return recipe, ()
+    text = f"No --numerics given: {numerics.value} is planned ({_MEANING[numerics]})."
+    return recipe, (Caveat(code="numerics-assumed", text=text),)
+
+
+_MEANING = {
+    Numerics.BF16_MASTER: "16-bit weights with fp32 copies of what trains",
+    Numerics.FP16_MASTER: "16-bit weights with fp32 copies of what trains; the GPU has no bf16",
+    Numerics.BF16_AUTOCAST: "fp32 weights, 16-bit arithmetic",
+    Numerics.FP16_AUTOCAST: "fp32 weights, 16-bit arithmetic; the GPU has no bf16",
+    Numerics.BF16: "a 16-bit base under fp32 adapters",
+    Numerics.FP16: "a 16-bit base under fp32 adapters; the GPU has no bf16",
+}
+
+
+def _default_numerics(request: Request) -> Numerics:
+    """Return numerics that keep fp32 values of whatever trains."""
+    has_bf16 = request.gpu.has_bf16
+    if request.given.get("method", Method.FULL) != Method.FULL:
+        return Numerics.BF16 if has_bf16 else Numerics.FP16
+    if request.given.get("sharding") == Sharding.DDP:
+        # DDP keeps its fp32 values by training fp32 weights under autocast.
+        return Numerics.BF16_AUTOCAST if has_bf16 else Numerics.FP16_AUTOCAST
+    return Numerics.BF16_MASTER if has_bf16 else Numerics.FP16_MASTER
+
+
+def _shardings(request: Request, recipe: Recipe, num_ranks: int) -> tuple[Sharding, ...]:
+    found = realisable_shardings(
+        request.trainer, recipe.numerics, num_ranks, num_nodes=request.nodes
+    )
+    return (recipe.sharding,) if "sharding" in request.given else found
+
+
+def _pinned(request: Request, name: str, recipe: Recipe, searched: tuple[Any, ...]) -> Any:
+    return (getattr(recipe, name),) if name in request.given else searched
+
+
+def _optional(name: str, value: object) -> int | None:
+    return None if value is None else whole(name, value)
+
+
+def _goal(tokens: object, sequences: object, tolerance: object) -> BatchGoal:
+    fraction = tolerance
+    if isinstance(tolerance, str):
+        try:
+            fraction = parse_percent(tolerance)
+        except SpecError as error:
+            raise SpecError(f"--tolerance: {error}") from None
+    if fraction is not None and (
+        isinstance(fraction, bool) or not isinstance(fraction, int | float)
+    ):
+        raise SpecError(f"--tolerance {shown(tolerance)} is not a fraction such as 2% or 0.02.")
+    return checked(
+        BatchGoal,
+        {
+            "target_tokens": _optional("target_tokens", tokens),
+            "target_sequences": _optional("target_sequences", sequences),
+            "tolerance": fraction,
+        },
+    )

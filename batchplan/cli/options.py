@@ -1,0 +1,181 @@
+"""Options that several commands share, each declared once: its type, unit, default and help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import copy
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from batchplan import spec
+
+Options = Mapping[str, Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def option(kind: Any, help_text: str, *flags: str, metavar: str | None = None) -> Any:
+    """Return the annotated type of one option; its default is None (or False for a flag)."""
+    shown = None if kind is bool or _is_choice(kind) else metavar
+    return Annotated[
+        bool if kind is bool else kind | None,
+        typer.Option(*flags, help=help_text, metavar=shown, show_default=False),
+    ]
+
+
+def _is_choice(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def takes(*groups: Options) -> Callable[[_Function], _Function]:
+    """Give a function the options of ``groups`` as keyword parameters that typer reads.
+
+    The function itself takes ``**options``. Its positional parameters come first.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        own = [
+            parameter
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        shared = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if annotation.__origin__ is bool else None,
+                annotation=annotation,
+            )
+            for group in groups
+            for name, annotation in group.items()
+        ]
+        parameters = [*own, *shared]
+        function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
+        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+MODEL = Annotated[
+    str | None,
+    typer.Argument(
+        help="Hub id (Qwen/Qwen2.5-7B), local folder or config.json, or a catalog name.",
+        show_default=False,
+        metavar="[MODEL]",
+    ),
+]
+SUBJECT: Options = {
+    "gpu": option(
+        str,
+        "GPU: a catalog name (a100-80gb), a memory size with unit (24GiB), or local. Required.",
+        metavar="NAME|SIZE",
+    ),
+    "nodes": option(int, "Machines the devices are spread over. Default: 1.", metavar="N"),
+    "seq_len": option(
+        str,
+        "Tokens per sequence, padding included. Default: 4096 or the model's maximum if less.",
+        metavar="TOKENS",
+    ),
+    "params": option(
+        str, "Parameters (7B, 7e9) in place of MODEL: arithmetic on states alone.", metavar="COUNT"
+    ),
+    "activations": option(
+        str, "With --params: activation memory to add, with unit. Default: none.", metavar="SIZE"
+    ),
+    "trainer": option(
+        str, "Trainer whose defaults and config apply. Default: hf-trainer.", metavar="NAME"
+    ),
+    "python": option(
+        Path,
+        "Interpreter of the environment that will train; its library versions decide. "
+        "Default: the one batchplan runs in.",
+        metavar="PATH",
+    ),
+    "revision": option(str, "Hub branch, tag or commit. Default: main.", metavar="NAME"),
+    "trust_remote_code": option(
+        bool,
+        "Let the model's own code from its repository run. Default: off.",
+        "--trust-remote-code",
+    ),
+    "offline": option(bool, "Never ask the network. Default: off.", "--offline"),
+}
+BATCH: Options = {
+    "micro_batch": option(
+        str, "Sequences one device runs in one forward. Default: {micro_batch}.", metavar="N"
+    ),
+    "accum_steps": option(
+        str, "Passes per optimizer step (K). Default: {accum_steps}.", metavar="N"
+    ),
+}
+RECIPE: Options = {
+    "recipe": option(
+        Path, "YAML file with any of the recipe options below; options given win.", metavar="FILE"
+    ),
+    "method": option(spec.Method, "Which parameters train. Default: full."),
+    "lora_rank": option(int, "Rank of every adapter. Default: 16.", metavar="N"),
+    "lora_targets": option(
+        str, "all-linear, or module names joined by commas. Default: all-linear.", metavar="NAMES"
+    ),
+    "lora_dropout": option(float, "Dropout of the adapters, 0 to 1. Default: 0.", metavar="P"),
+    "numerics": option(spec.Numerics, "Named choice of dtypes. Default: {numerics}."),
+    "weight_dtype": option(spec.Dtype, "Dtype of the weights. Default: as --numerics says."),
+    "grad_dtype": option(spec.Dtype, "Dtype of the gradients. Default: as --numerics says."),
+    "optimizer_dtype": option(
+        spec.Dtype, "Dtype of optimizer states. Default: as --numerics says."
+    ),
+    "master_weights": option(
+        bool | None,
+        "Whether fp32 copies of 16-bit weights are kept. Default: as --numerics says.",
+        "--master-weights/--no-master-weights",
+    ),
+    "adapter_dtype": option(spec.Dtype, "Dtype of LoRA adapters. Default: fp32."),
+    "optimizer": option(spec.Optimizer, "Optimizer, by what it keeps. Default: adamw."),
+    "optimizer_impl": option(spec.OptimizerImpl, "How torch runs the update. Default: fused."),
+    "sharding": option(spec.Sharding, "How devices split the states. Default: {sharding}."),
+    "zero": option(int, "ZeRO stage 0 to 3, a synonym of --sharding.", metavar="STAGE"),
+    "offload": option(spec.Offload, "What lives in host memory. Default: none."),
+    "checkpointing": option(
+        spec.Checkpointing, "Activation checkpointing. Default: {checkpointing}."
+    ),
+    "attention": option(spec.Attention, "Attention implementation. Default: sdpa."),
+    "loss": option(spec.Loss, "How logits and loss are computed. Default: standard."),
+    "double_quant": option(
+        bool | None,
+        "QLoRA: whether the NF4 scales are quantised too. Default: yes.",
+        "--double-quant/--no-double-quant",
+    ),
+    "sync_each_batch": option(
+        bool | None,
+        "FSDP: reduce gradients after every micro-batch. Default: {sync_each_batch}.",
+        "--sync-each-batch/--no-sync-each-batch",
+    ),
+    "bucket_view": option(
+        bool | None,
+        "DDP: gradients are views of the communication buckets. Default: no.",
+        "--bucket-view/--no-bucket-view",
+    ),
+}
+JSON_ONLY: Options = {
+    "json": option(bool, "Print one JSON document instead of tables.", "--json"),
+    "quiet": option(bool, "Print no progress and no warnings on stderr.", "-q", "--quiet"),
+}
+OUTPUT: Options = {
+    **JSON_ONLY,
+    "output": option(Path, "Write {written} to FILE.", "-o", "--output", metavar="FILE"),
+    "explain": option(bool, "Show the formula and source beside each term.", "--explain"),
+    "verbose": option(bool, "Tell more: traceback of a bug on stderr.", "-v", "--verbose"),
+}
+
+
+def worded(group: Options, **words: str) -> dict[str, Any]:
+    """Return a group with the ``{names}`` in its help texts filled in."""
+    filled = {}
+    for name, annotation in group.items():
+        info = copy(annotation.__metadata__[0])
+        info.help = info.help.format(**words)
+        filled[name] = Annotated[annotation.__origin__, info]
+    return filled

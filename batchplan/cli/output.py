@@ -1,0 +1,122 @@
+"""Where answers go: stdout, once and whole; progress and warnings go to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from batchplan.errors import BatchplanError, SpecError
+
+WARNED = frozenset({"seq-len-beyond-model"})
+"""Caveats that are also said on stderr, where a script's user sees them."""
+
+
+def deliver(
+    document: Mapping[str, Any], *, as_json: bool, show: Callable[[IO[str]], None], code: int
+) -> int:
+    """Print an answer and return its exit code, also when nobody reads it to the end.
+
+    Raises:
+        BatchplanError: when stdout cannot be written.
+    """
+    try:
+        if as_json:
+            from batchplan.render.json import to_json
+
+            sys.stdout.write(to_json(document))
+        else:
+            show(sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    except OSError as error:
+        silence_stdout()
+        raise BatchplanError(f"Cannot write the answer: {error.strerror or error}.") from None
+    return code
+
+
+def silence_stdout() -> None:
+    """Send what is still buffered for a closed stdout nowhere, so that exit stays quiet."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def write_files(files: Iterable[tuple[Path, str]]) -> None:
+    """Write text files, each whole or not at all: to a temporary file first, then renamed.
+
+    All temporary files are written before the first is renamed.
+
+    Raises:
+        SpecError: when one cannot be written.
+    """
+    staged: list[tuple[Path, Path]] = []
+    path = Path()
+    try:
+        for path, text in files:
+            if path.is_dir():
+                raise SpecError(f"Cannot write {path}: it is a folder. Name a file.")
+            staged.append((_stage(path, text), path))
+        for temporary, path in staged:
+            temporary.replace(path)
+    except OSError as error:
+        raise SpecError(f"Cannot write {path}: {error.strerror or error}.") from None
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+
+
+def _stage(path: Path, text: str) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+class Progress:
+    """One changing line on stderr while a first trace runs; nothing unless it is a terminal."""
+
+    _FRAMES = "|/-\\"
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._is_shown = not quiet and sys.stderr.isatty()
+        self._count = 0
+
+    def __call__(self, text: str) -> None:
+        """Show what is being done."""
+        if self._is_shown:
+            frame = self._FRAMES[self._count % len(self._FRAMES)]
+            self._count += 1
+            print(f"\r\x1b[2K{frame} {text}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown and self._count:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def warn(caveats: Iterable[Mapping[str, Any]], *, quiet: bool) -> None:
+    """Say the caveats that change what the question was."""
+    if quiet:
+        return
+    for caveat in caveats:
+        if caveat["code"] in WARNED:
+            print(f"warning: {caveat['text']}", file=sys.stderr)

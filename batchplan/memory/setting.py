@@ -1,0 +1,135 @@
+"""All that is the same for every micro-batch and K: resolved once, priced many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from batchplan.memory.activations import GradientLife
+from batchplan.memory.buffers import Buffers, compute_buffers
+from batchplan.memory.device import cublas_workspace_bytes
+from batchplan.memory.numerics import BYTES_PER_ELEMENT, Dtypes, resolve_dtypes
+from batchplan.memory.sharding import RULES, Engine, ShardingRule
+from batchplan.memory.states import ParamCounts, States, compute_states
+from batchplan.profile import ActivationProfile
+from batchplan.spec import Cluster, Gpu, Method, Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A recipe on a cluster, resolved to dtypes, states and buffers."""
+
+    profile: ActivationProfile
+    recipe: Recipe
+    cluster: Cluster
+    gpu: Gpu
+    dtypes: Dtypes
+    rule: ShardingRule
+    num_shards: int
+    states: States
+    buffers: Buffers
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that are there at every instant of the step."""
+        return (
+            self.states.weights
+            + self.states.frozen_weights
+            + self.states.master_weights
+            + self.states.optimizer_states
+            + self.profile.buffer_bytes
+            + cublas_workspace_bytes(self.gpu)
+        )
+
+    def communication_bytes(self, *, in_step: bool) -> int:
+        """Return the communication buffers; only DDP's buckets outlive the backward."""
+        if in_step and self.rule.engine is not Engine.TORCH_DDP:
+            return 0
+        return self.buffers.communication_bytes
+
+    def lives(self, accum_steps: int) -> Iterator[GradientLife]:
+        """Yield how gradients live in the first micro-batch and, for K >= 2, in a later one.
+
+        Sources: torch ``AccumulateGrad`` (the first gradient is kept, later ones are added and
+        freed); FSDP2 ``_fsdp_param_group.py`` (a unit's gradients stay whole until its
+        post-backward, the root unit's until the end; without sync they stay whole and
+        accumulate); DeepSpeed ``stage_1_and_2.py`` and ``stage3.py`` (reduced bucket by bucket).
+        """
+        width = BYTES_PER_ELEMENT[self.dtypes.weights]
+        trainable = self.profile.trainable_params
+        kept = self.states.gradients / trainable if trainable else 0.0
+        is_fsdp = self.rule.engine is Engine.FSDP and self.num_shards > 1
+        whole = not self.rule.gradients or self.num_shards == 1
+        defers = is_fsdp and accum_steps > 1 and not self.recipe.sync_each_batch
+        if defers:
+            yield GradientLife(
+                resident_bytes=0, made_bytes=width, kept_bytes=width, holds_stage=True
+            )
+            yield GradientLife(
+                resident_bytes=width * trainable,
+                made_bytes=width,
+                kept_bytes=0,
+                holds_stage=False,
+            )
+            return
+        yield GradientLife(
+            resident_bytes=0,
+            made_bytes=width,
+            kept_bytes=kept,
+            holds_stage=whole or is_fsdp,
+            holds_root=is_fsdp,
+        )
+        if accum_steps > 1:
+            yield GradientLife(
+                resident_bytes=self.states.gradients,
+                made_bytes=width,
+                kept_bytes=0,
+                holds_stage=is_fsdp,
+                holds_root=is_fsdp,
+            )
+
+
+def prepare(*, profile: ActivationProfile, recipe: Recipe, cluster: Cluster, gpu: Gpu) -> Setting:
+    """Resolve ``recipe`` on ``cluster`` for every micro-batch and K at once."""
+    dtypes = resolve_dtypes(recipe)
+    rule = RULES[recipe.sharding]
+    num_shards = rule.num_shards(cluster)
+    states = compute_states(
+        counts=_counts(profile, recipe),
+        recipe=recipe,
+        dtypes=dtypes,
+        rule=rule,
+        num_shards=num_shards,
+    )
+    buffers = compute_buffers(
+        profile=profile,
+        recipe=recipe,
+        dtypes=dtypes,
+        rule=rule,
+        num_ranks=cluster.num_ranks,
+        states=states,
+    )
+    return Setting(
+        profile=profile,
+        recipe=recipe,
+        cluster=cluster,
+        gpu=gpu,
+        dtypes=dtypes,
+        rule=rule,
+        num_shards=num_shards,
+        states=states,
+        buffers=buffers,
+    )
+
+
+def _counts(profile: ActivationProfile, recipe: Recipe) -> ParamCounts:
+    stages = [profile.stages[index] for index in profile.order]
+    quantises = recipe.method is Method.QLORA
+    return ParamCounts(
+        trainable=profile.trainable_params,
+        frozen=profile.frozen_params,
+        quantisable=sum(stage.quantisable_params for stage in stages) if quantises else 0,
+        trainable_outside_layers=sum(
+            stage.trainable_params for stage in stages if not stage.is_layer
+        ),
+    )

@@ -1,0 +1,75 @@
+"""What each sharding strategy splits over the ranks, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from batchplan.spec import Cluster, Sharding
+
+
+class Engine(StrEnum):
+    """The library whose buffers and life times apply."""
+
+    TORCH_DDP = "torch-ddp"
+    DEEPSPEED = "deepspeed"
+    FSDP = "fsdp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardingRule:
+    """Which states a rank holds only its share of, outside forward and backward."""
+
+    engine: Engine
+    optimizer: bool
+    """Optimizer states and master weights are split."""
+    gradients: bool
+    weights: bool
+    reshards_after_forward: bool = False
+    """Gathered weights are dropped after each stage's forward and gathered again in backward."""
+    within_node: bool = False
+    """Split over the ranks of one node only, replicated between nodes."""
+
+    def num_shards(self, cluster: Cluster) -> int:
+        """Return over how many ranks the split states are split."""
+        return cluster.ranks_per_node if self.within_node else cluster.num_ranks
+
+
+# Source: ZeRO, https://arxiv.org/abs/1910.02054, section 5 (stages 1-3); PyTorch FSDP,
+# https://arxiv.org/abs/2304.11277, section 3 (sharding strategies).
+RULES: dict[Sharding, ShardingRule] = {
+    Sharding.DDP: ShardingRule(
+        engine=Engine.TORCH_DDP, optimizer=False, gradients=False, weights=False
+    ),
+    Sharding.ZERO1: ShardingRule(
+        engine=Engine.DEEPSPEED, optimizer=True, gradients=False, weights=False
+    ),
+    Sharding.ZERO2: ShardingRule(
+        engine=Engine.DEEPSPEED, optimizer=True, gradients=True, weights=False
+    ),
+    Sharding.ZERO3: ShardingRule(
+        engine=Engine.DEEPSPEED,
+        optimizer=True,
+        gradients=True,
+        weights=True,
+        reshards_after_forward=True,
+    ),
+    Sharding.FSDP_GRAD_OP: ShardingRule(
+        engine=Engine.FSDP, optimizer=True, gradients=True, weights=True
+    ),
+    Sharding.FSDP_FULL: ShardingRule(
+        engine=Engine.FSDP,
+        optimizer=True,
+        gradients=True,
+        weights=True,
+        reshards_after_forward=True,
+    ),
+    Sharding.FSDP_HYBRID: ShardingRule(
+        engine=Engine.FSDP,
+        optimizer=True,
+        gradients=True,
+        weights=True,
+        reshards_after_forward=True,
+        within_node=True,
+    ),
+}

@@ -1,0 +1,59 @@
+"""The bill: named terms whose sum is the peak, and the timeline it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchplan.spec import Caveat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One line of the memory bill, for one device."""
+
+    name: str
+    num_bytes: int
+    formula: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Allocated bytes at the highest point of one stage of one phase."""
+
+    phase: str
+    """``forward``, ``backward`` or ``optimizer step``."""
+    stage: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Peak memory of the fullest rank over one whole optimizer step."""
+
+    terms: tuple[Term, ...]
+    """Their sum is ``peak_bytes``, exactly."""
+    timeline: tuple[Moment, ...]
+    peak_phase: str
+    """Phase and stage of the binding instant, such as ``backward: head and loss``."""
+    allocated_peak_bytes: int
+    """Live tensors."""
+    reserved_peak_bytes: int
+    """Segments held by the caching allocator."""
+    in_use_peak_bytes: int
+    """What the driver reports: reserved, context and communication."""
+    host_bytes: int
+    """Host memory that offloaded states take, per rank."""
+    error_percent: float
+    """Half-width of the 95 % band around ``peak_bytes``."""
+    error_basis: str
+    caveats: tuple[Caveat, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a plan is judged by."""
+        return self.in_use_peak_bytes
+
+    def term(self, name: str) -> int:
+        """Return the bytes of one term, 0 when the bill has none of that name."""
+        return sum(term.num_bytes for term in self.terms if term.name == name)

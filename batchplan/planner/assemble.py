@@ -1,0 +1,178 @@
+"""From a candidate to a plan: bill, time, learning rate and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from batchplan.learning import PublishedRun, advise
+from batchplan.learning.advice import PRETRAINING_TOKENS, LearningRate
+from batchplan.memory import Estimate
+from batchplan.planner.candidates import Layout, deviation
+from batchplan.planner.plan import Plan
+from batchplan.planner.pricing import Pricer
+from batchplan.spec import MAX_MICRO_BATCH, Batch, BatchGoal, Caveat, Gpu, ModelInfo, Recipe
+from batchplan.throughput.communication import AMORTISED
+from batchplan.units import format_bytes, format_count
+
+PRACTICAL_MICRO_BATCH = 8
+"""Fine-tuning practice is 1 to 8 sequences per GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What stays the same for every candidate of one answer."""
+
+    pricer: Pricer
+    goal: BatchGoal
+    gpu: Gpu
+    model: ModelInfo
+    runs: tuple[PublishedRun, ...] = ()
+    base_lr: float | None = None
+    base_batch: float | None = None
+    base_batch_tokens: float | None = None
+
+
+def assemble(
+    *, question: Question, layout: Layout, batch: Batch, memory: Estimate | None = None
+) -> Plan:
+    """Return the whole plan of one candidate; ``memory`` is its bill if already priced."""
+    pricer = question.pricer
+    recipe, cluster = layout.recipe, layout.cluster
+    if memory is None:
+        memory = pricer.price(recipe=recipe, batch=batch, cluster=cluster)
+    timer = pricer.timer(recipe=recipe, cluster=cluster, seq_len=batch.seq_len)
+    target = question.goal.target_in_tokens(batch.seq_len)
+    off = deviation(tokens=batch.global_batch_tokens, target=target)
+    return Plan(
+        recipe=recipe,
+        batch=batch,
+        num_nodes=cluster.num_nodes,
+        memory=memory,
+        usable_bytes=question.gpu.usable_bytes,
+        step_time=None if timer is None else timer.step_time(batch.micro_batch, batch.accum_steps),
+        target_deviation=off,
+        learning_rate=_learning_rate(question, recipe, batch),
+        peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch),
+        caveats=(
+            *_fit_caveats(question.gpu, memory),
+            *_target_caveats(question.goal, batch, off, target),
+            *_accumulation_caveats(recipe, batch, target),
+            *_size_caveats(question, batch),
+        ),
+    )
+
+
+def search_caveats(*, question: Question, recipe: Recipe) -> Iterator[Caveat]:
+    """Yield what is true of every plan of one answer."""
+    if not question.goal.is_set:
+        yield Caveat(
+            code="no-target",
+            text="No target was given, so K is 1 unless pinned: accumulating without a reason "
+            "makes K times fewer updates for the same FLOPs. Give --target-tokens to search K.",
+        )
+    if not question.gpu.has_bf16 and recipe.numerics.value.startswith("bf16"):
+        yield Caveat(
+            code="bf16-not-native",
+            text=f"{question.gpu.name} has no bf16 tensor cores: use fp16 with loss scaling.",
+        )
+
+
+def _learning_rate(question: Question, recipe: Recipe, batch: Batch) -> LearningRate:
+    runs: Sequence[PublishedRun] = question.runs
+    return advise(
+        method=recipe.method,
+        optimizer=recipe.optimizer,
+        num_params=question.pricer.num_params(recipe=recipe, seq_len=batch.seq_len),
+        hidden_size=question.model.hidden_size,
+        global_batch_size=batch.global_batch_size,
+        seq_len=batch.seq_len,
+        base_lr=question.base_lr,
+        base_batch=question.base_batch,
+        base_batch_tokens=question.base_batch_tokens,
+        runs=runs,
+    )
+
+
+def _unaccumulated_peak(pricer: Pricer, layout: Layout, batch: Batch) -> int | None:
+    whole = batch.micro_batch * batch.accum_steps
+    is_priceable = (
+        pricer.counts_activations
+        and pricer.only_micro_batch(recipe=layout.recipe, seq_len=batch.seq_len) is None
+    )
+    if batch.accum_steps == 1 or whole > MAX_MICRO_BATCH or not is_priceable:
+        return None
+    at_once = batch.model_copy(update={"micro_batch": whole, "accum_steps": 1})
+    return pricer.price(recipe=layout.recipe, batch=at_once, cluster=layout.cluster).peak_bytes
+
+
+def _fit_caveats(gpu: Gpu, memory: Estimate) -> Iterator[Caveat]:
+    headroom = gpu.usable_bytes - memory.peak_bytes
+    band = round(memory.peak_bytes * memory.error_percent / 100)
+    if 0 <= headroom < band:
+        yield Caveat(
+            code="tight-fit",
+            text=f"Headroom {format_bytes(headroom)} is less than the estimate's error of "
+            f"{memory.error_percent:g} % ({format_bytes(band)}): probe before relying on it.",
+        )
+
+
+def _target_caveats(
+    goal: BatchGoal, batch: Batch, off: float, target: int | None
+) -> Iterator[Caveat]:
+    if target is None:
+        return
+    reached = batch.global_batch_tokens
+    if abs(off) > goal.tolerance:
+        yield Caveat(
+            code="outside-tolerance",
+            text=f"Nearest achievable: {reached:,} tokens ({batch.global_batch_size} sequences) "
+            f"where {target:,} were asked, {off:+.2%}; the tolerance is {goal.tolerance:.2%}.",
+        )
+    sequences = target // batch.seq_len
+    if sequences < batch.num_ranks:
+        yield Caveat(
+            code="fewer-sequences-than-ranks",
+            text=f"The target holds {sequences} sequences and there are {batch.num_ranks} "
+            "devices, which each need at least one. Use fewer devices or shorter sequences.",
+        )
+
+
+def _accumulation_caveats(recipe: Recipe, batch: Batch, target: int | None) -> Iterator[Caveat]:
+    steps = batch.accum_steps
+    if steps == 1:
+        return
+    if target is None:
+        yield Caveat(
+            code="accumulation-has-no-reason",
+            text=f"K = {steps} without a target: K = 1 would make {steps} times the updates for "
+            "the same FLOPs.",
+        )
+        return
+    amortised = (
+        f" It also divides the communication of {recipe.sharding} by {steps}."
+        if batch.num_ranks > 1 and recipe.sharding in AMORTISED
+        else ""
+    )
+    yield Caveat(
+        code="accumulation-reason",
+        text=f"K = {steps} because the target is {format_count(target)} tokens and one "
+        f"micro-batch on {batch.num_ranks} rank{'s' if batch.num_ranks > 1 else ''} is "
+        f"{format_count(batch.global_batch_tokens // steps)}.{amortised}",
+    )
+
+
+def _size_caveats(question: Question, batch: Batch) -> Iterator[Caveat]:
+    is_fine_tuning = batch.global_batch_tokens < PRETRAINING_TOKENS
+    if is_fine_tuning and batch.micro_batch > PRACTICAL_MICRO_BATCH:
+        yield Caveat(
+            code="micro-batch-outside-practice",
+            text=f"{batch.micro_batch} sequences per GPU; fine-tuning practice is 1 to "
+            f"{PRACTICAL_MICRO_BATCH}.",
+        )
+    longest = question.model.max_seq_len
+    if longest is not None and batch.seq_len > longest:
+        yield Caveat(
+            code="seq-len-beyond-model",
+            text=f"Sequences of {batch.seq_len:,} tokens; the model's config reaches {longest:,}.",
+        )

@@ -1,0 +1,74 @@
+"""What the planner answers with: plans, rescues and the closest miss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchplan.learning.advice import LearningRate
+from batchplan.memory import Estimate
+from batchplan.spec import Batch, Caveat, Recipe
+from batchplan.throughput.step import StepTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to train that was priced: recipe, batch, memory, time and learning rate."""
+
+    recipe: Recipe
+    """With sharding, checkpointing and offload decided."""
+    batch: Batch
+    num_nodes: int
+    memory: Estimate
+    usable_bytes: int
+    step_time: StepTime | None
+    """None when the GPU's rates are unknown (a bare memory size)."""
+    target_deviation: float
+    """(reached tokens - target) / target; 0 without a target."""
+    learning_rate: LearningRate
+    peak_bytes_without_accumulation: int | None = None
+    """Peak of the same global batch in one micro-batch per rank; None at K = 1 or unknown."""
+    caveats: tuple[Caveat, ...] = ()
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Usable bytes less the peak; negative when it does not fit."""
+        return self.usable_bytes - self.memory.peak_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the usable bytes."""
+        return self.headroom_bytes >= 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second over all ranks at the middle step time."""
+        return (
+            None if self.step_time is None else self.batch.global_batch_tokens / self.step_time.mid
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    """A change to what was asked that was priced, and whether it is enough."""
+
+    change: dict[str, str]
+    """Option name without dashes in front to its new value, such as {"sharding": "zero3"}."""
+    text: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All that ``recommend`` found."""
+
+    plans: tuple[Plan, ...]
+    """What fits, best first."""
+    closest: Plan | None
+    """When nothing fits: the priced candidate with the least excess."""
+    ladder: tuple[Rescue, ...]
+    """When nothing fits: changes in order, each on top of the one before, fitting or not."""
+    rescues: tuple[Rescue, ...]
+    """Changes that do fit, fewest changes first."""
+    searched: int
+    """Candidates weighed: every (layout, micro-batch, K) whose time or peak was compared."""
+    caveats: tuple[Caveat, ...] = ()

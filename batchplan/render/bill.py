@@ -1,0 +1,103 @@
+"""The memory bill: its terms, its timeline and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchplan.render.page import Page
+from batchplan.units import GB, GIB, format_bytes
+
+_TEXT_WIDTH = 56
+"""Columns that names and numbers of the bill take."""
+_STEPS = "▁▂▃▄▅▆▇█"
+
+
+def print_bill(page: Page, memory: Mapping[str, Any], *, explain: bool) -> None:
+    """Print every term above zero, the largest with the longest bar, and their sum."""
+    if explain:
+        _print_formulas(page, memory)
+    else:
+        _print_bars(page, memory)
+    print_timeline(page, memory)
+
+
+def _print_formulas(page: Page, memory: Mapping[str, Any]) -> None:
+    rows = [
+        (term["name"], _gib(term["bytes"]), term["formula"], term["source"])
+        for term in memory["terms"]
+        if term["bytes"]
+    ]
+    rows.append(("peak", _gib(memory["peak_bytes"]), "their sum", ""))
+    page.table([("term", "left"), ("GiB", "right"), ("formula", "left"), ("source", "left")], rows)
+
+
+def _print_bars(page: Page, memory: Mapping[str, Any]) -> None:
+    terms = [term for term in memory["terms"] if term["bytes"]]
+    peak = memory["peak_bytes"]
+    room = max(8, min(40, page.width - _TEXT_WIDTH))
+    longest = max((term["bytes"] for term in terms), default=1)
+    rows = [
+        (
+            term["name"],
+            _gib(term["bytes"]),
+            _gb(term["bytes"]),
+            f"{term['bytes'] / peak:.1%}",
+            "█" * round(room * term["bytes"] / longest) or "▏",
+        )
+        for term in terms
+    ]
+    rows.append(("peak", _gib(peak), _gb(peak), "100%", ""))
+    columns = [("term", "left"), ("GiB", "right"), ("GB", "right"), ("share", "right")]
+    page.table([*columns, ("", "left")], rows)
+
+
+def print_timeline(page: Page, memory: Mapping[str, Any]) -> None:
+    """Print where in the step the peak is, and the shape of the whole step."""
+    moments = memory["timeline"]
+    percent = memory["error"]["percent"]
+    band = f" ±{percent:.0f}%" if percent else ""
+    page.line(
+        f"Peak {format_bytes(memory['peak_bytes'])}{band} in {memory['peak_phase']} "
+        f"(live tensors {format_bytes(memory['allocated_peak_bytes'])}, "
+        f"reserved {format_bytes(memory['reserved_peak_bytes'])})."
+    )
+    if memory.get("host_bytes"):
+        page.line(f"Host memory: {format_bytes(memory['host_bytes'])} for each device.")
+    if len(moments) > 1:
+        page.line(f"Step: {sparkline([moment['bytes'] for moment in moments], page.width - 26)}")
+    if percent:
+        page.line(f"Error band: {memory['error']['basis']}.", style="dim")
+
+
+def sparkline(values: Sequence[int], width: int) -> str:
+    """Return the heights of ``values`` in at most ``width`` blocks, each its highest value.
+
+    >>> sparkline([0, 7, 3], 10)
+    '▁█▄'
+    """
+    width = max(1, min(width, len(values)))
+    columns = [
+        max(values[len(values) * i // width : max(len(values) * (i + 1) // width, 1)])
+        for i in range(width)
+    ]
+    top = max(columns) or 1
+    return "".join(_STEPS[round((len(_STEPS) - 1) * value / top)] for value in columns)
+
+
+def print_fit(page: Page, document: Mapping[str, Any], headroom: int) -> None:
+    """Print whether it fits, and by how much."""
+    device = document["device"]
+    usable = f"{format_bytes(device['usable_bytes'])} usable on {device['name']}"
+    if headroom >= 0:
+        page.line(f"Fits: {format_bytes(headroom)} free of {usable}.", style="green")
+    else:
+        page.line(f"Does not fit: {format_bytes(-headroom)} over the {usable}.", style="red")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:,.2f}"
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / GB:,.2f}"

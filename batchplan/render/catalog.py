@@ -1,0 +1,137 @@
+"""The pages of ``gpus``, ``models``, ``runs`` and ``lr``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO, Any
+
+from batchplan.render.page import Page
+from batchplan.units import format_bytes, format_count
+
+
+def print_gpus(document: Mapping[str, Any], *, file: IO[str], width: int | None = None) -> None:
+    """Print the GPUs found; all facts with their sources when it is one."""
+    page, rows = Page(file, width), document["gpus"]
+    if len(rows) == 1:
+        print_facts(page, rows[0])
+        return
+    columns = [("name", "left"), ("usable GiB", "right"), ("16-bit TFLOP/s", "right")]
+    columns += [("GB/s", "right"), ("arch", "left")]
+    page.table(
+        columns,
+        (
+            (
+                row["alias"],
+                "?" if row["usable_bytes"] is None else f"{row['usable_bytes'] / 2**30:.2f}",
+                _number(row["bf16_tflops"] or row["fp16_tflops"]),
+                _number(row["bandwidth_gb_per_s"]),
+                row["arch"],
+            )
+            for row in rows
+        ),
+    )
+
+
+def print_models(document: Mapping[str, Any], *, file: IO[str], width: int | None = None) -> None:
+    """Print the models found; all facts with their sources when it is one."""
+    page, rows = Page(file, width), document["models"]
+    if len(rows) == 1:
+        print_facts(page, rows[0])
+        return
+    columns = [("model", "left"), ("parameters", "right"), ("also called", "left")]
+    page.table(
+        columns,
+        (
+            (
+                row["id"],
+                "?" if row["num_params"] is None else format_count(row["num_params"]),
+                ", ".join(row["aliases"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+def print_runs(document: Mapping[str, Any], *, file: IO[str], width: int | None = None) -> None:
+    """Print the published runs found; all facts with their sources when it is one."""
+    page, rows = Page(file, width), document["runs"]
+    if len(rows) == 1:
+        print_facts(page, rows[0])
+        return
+    print_run_table(page, rows)
+
+
+def print_run_table(page: Page, rows: list[Mapping[str, Any]]) -> None:
+    """Print runs as a table: model, batch, length, learning rate."""
+    columns = [("run", "left"), ("parameters", "right"), ("tokens a step", "right")]
+    columns += [("seq len", "right"), ("peak LR", "right")]
+    page.table(
+        columns,
+        (
+            (
+                row["run"],
+                format_count(row["num_params"]),
+                _batch(row["global_batch_tokens"], row["global_batch_tokens_end"]),
+                "?" if row["seq_len"] is None else f"{row['seq_len']:,}",
+                "?" if row["peak_lr"] is None else f"{row['peak_lr']:.3g}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def print_learning_rate(
+    document: Mapping[str, Any], *, file: IO[str], width: int | None = None
+) -> None:
+    """Print the answer of ``lr``."""
+    page = Page(file, width)
+    print_advice(page, document["learning_rate"], unit=document["unit"])
+
+
+def print_advice(page: Page, advice: Mapping[str, Any], *, unit: str = "sequences") -> None:
+    """Print one learning rate, its rule, and how far the rule may be trusted."""
+    low, high = advice["valid_range"]
+    base = advice["base"]
+    page.line(
+        f"{advice['value']:.3g} by the {advice['rule']} rule, from {base['value']:.3g} at "
+        f"{_plain(base['global_batch_size'])} {unit} ({base['source']})"
+    )
+    page.line(f"Trusted from {_plain(low)} to {_plain(high)} {unit} a step.")
+    also = []
+    if advice["beta2"] is not None:
+        also.append(f"beta2 {advice['beta2']:.4g}")
+    if advice["warmup_steps"] is not None:
+        also.append(f"warm up over {advice['warmup_steps']:,} steps")
+    if also:
+        page.line(f"With it: {', '.join(also)}.")
+    for caveat in advice["caveats"]:
+        page.bullet(caveat["text"])
+
+
+def print_facts(page: Page, facts: Mapping[str, Any]) -> None:
+    """Print every fact of one row, name beside value."""
+    rows = []
+    for name, value in facts.items():
+        if value in (None, "", []):
+            continue
+        if name.endswith("_bytes"):
+            shown = format_bytes(value)
+        elif isinstance(value, list):
+            shown = ", ".join(str(item) for item in value)
+        else:
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            shown = f"{value:,}" if is_count else str(value)
+        rows.append((name, shown))
+    page.table([("fact", "left"), ("value", "left")], rows)
+
+
+def _batch(first: int, last: int | None) -> str:
+    return format_count(first) if last is None else f"{format_count(first)} to {format_count(last)}"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:,.4g}" if number < 1000 else f"{number:,.0f}"

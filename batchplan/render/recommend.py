@@ -1,0 +1,202 @@
+"""The page of ``batchplan recommend``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
+
+from batchplan.render.bill import print_bill
+from batchplan.render.catalog import print_advice, print_run_table
+from batchplan.render.estimate import print_subject, sequences
+from batchplan.render.page import Page
+from batchplan.units import GIB, format_bytes, format_count, format_seconds
+
+_WIDE = 110
+
+
+def print_recommendation(
+    document: Mapping[str, Any],
+    *,
+    file: IO[str],
+    explain: bool = False,
+    width: int | None = None,
+) -> None:
+    """Print the plans, the best one's bill, its learning rate and its config; or the rescue."""
+    page = Page(file, width)
+    print_subject(page, document)
+    plans = document["plans"]
+    if plans:
+        _print_target(page, document)
+        page.title(f"Plans that fit (of {document['searched']:,} tried), best first")
+        print_plans(page, plans)
+        _print_best(page, document, explain=explain)
+    else:
+        _print_miss(page, document)
+    about_all = document["caveats"]
+    known = {caveat["code"] for caveat in about_all}
+    about_best = [] if not plans else [c for c in plans[0]["caveats"] if c["code"] not in known]
+    page.caveats([*about_all, *about_best])
+    _print_config(page, document)
+
+
+def print_plans(page: Page, plans: Iterable[Mapping[str, Any]]) -> None:
+    """Print one row a plan; the wide form adds what the narrow one has no room for."""
+    wide = page.width >= _WIDE
+    columns = [
+        ("#", "right"),
+        ("b × K × N", "left"),
+        ("sharding", "left"),
+        ("ckpt", "left"),
+        ("peak GiB", "right") if wide else ("GiB", "right"),
+        ("headroom GiB", "right") if wide else ("free", "right"),
+        ("tokens a step", "right") if wide else ("tokens", "right"),
+        ("deviation", "right") if wide else ("off", "right"),
+        ("tokens/s", "right") if wide else ("tok/s", "right"),
+        ("step time", "right") if wide else ("step", "right"),
+    ]
+    page.table(columns, [_row(plan, wide=wide) for plan in plans])
+    page.line("b × K × N: micro-batch × accumulation steps × devices.", style="dim")
+
+
+def _row(plan: Mapping[str, Any], *, wide: bool) -> list[str]:
+    sharding = plan["sharding"]
+    if plan["offload"] != "none":
+        sharding += f" + offload {plan['offload']}" if wide else f"+{plan['offload'][:3]}"
+    time, rate = plan["step_seconds"], plan["tokens_per_second"]
+    return [
+        str(plan.get("rank", "")),
+        f"{plan['micro_batch']} × {plan['accum_steps']} × {plan['num_ranks']}",
+        sharding,
+        plan["checkpointing"],
+        f"{plan['memory']['peak_bytes'] / GIB:.2f}",
+        f"{plan['headroom_bytes'] / GIB:.2f}",
+        f"{plan['global_batch_tokens']:,}" if wide else format_count(plan["global_batch_tokens"]),
+        f"{plan['target_deviation']:+.1%}" if plan["target_deviation"] else "0%",
+        "?" if rate is None else format_count(round(rate)),
+        "?" if time is None else format_seconds(time["mid"]),
+    ]
+
+
+def _print_target(page: Page, document: Mapping[str, Any]) -> None:
+    inputs = document["inputs"]
+    if inputs.get("target_tokens"):
+        target = f"{inputs['target_tokens']:,} tokens a step"
+    elif inputs.get("target_sequences"):
+        target = f"{inputs['target_sequences']:,} sequences a step"
+    else:
+        target = "none given; the fastest that fits"
+    page.line(
+        f"Target: {target}, {inputs['seq_len']:,} tokens a sequence; "
+        f"{inputs['method']}, {inputs['numerics']}, {inputs['optimizer']}"
+    )
+
+
+def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool) -> None:
+    best = document["plans"][0]
+    page.title(
+        f"Best plan: {best['micro_batch']} × {best['accum_steps']} × {best['num_ranks']}, "
+        f"{best['sharding']}"
+    )
+    page.line(
+        f"{sequences(best['global_batch_size'])} = {best['global_batch_tokens']:,} tokens a step"
+    )
+    _print_time(page, document, best, explain=explain)
+    page.title("Memory of one device")
+    print_bill(page, best["memory"], explain=explain)
+    page.line(
+        f"{format_bytes(best['headroom_bytes'])} free of "
+        f"{format_bytes(document['device']['usable_bytes'])}."
+    )
+    _print_unaccumulated(page, document, best)
+    page.title("Learning rate")
+    print_advice(page, best["learning_rate"])
+    runs = document["reference_runs"]
+    if runs:
+        page.line("Published runs nearby:")
+        print_run_table(page, runs)
+
+
+def _print_time(
+    page: Page, document: Mapping[str, Any], best: Mapping[str, Any], *, explain: bool
+) -> None:
+    time = best["step_seconds"]
+    if time is None:
+        page.line("Step time: unknown, because the device's rates are.")
+    else:
+        page.line(
+            f"Step time: {format_seconds(time['mid'])} ({format_seconds(time['low'])} to "
+            f"{format_seconds(time['high'])}), {best['tokens_per_second']:,.0f} tokens/s"
+        )
+    epoch = document["epoch"]
+    if epoch is not None:
+        lasts = "" if epoch["seconds"] is None else f", {format_seconds(epoch['seconds'])}"
+        page.line(
+            f"One epoch of {format_count(epoch['tokens'])} tokens: {epoch['steps']:,} steps{lasts}"
+        )
+    if explain and best["step_time_parts"]:
+        parts = [
+            (part["name"], format_seconds(part["seconds"]), part["formula"], part["source"])
+            for part in best["step_time_parts"]
+        ]
+        columns = [("part", "left"), ("time", "right"), ("formula", "left"), ("source", "left")]
+        page.table(columns, parts)
+
+
+def _print_unaccumulated(page: Page, document: Mapping[str, Any], best: Mapping[str, Any]) -> None:
+    whole = best["peak_bytes_without_accumulation"]
+    if whole is None:
+        return
+    verdict = "fit too" if whole <= document["device"]["usable_bytes"] else "not fit"
+    page.line(
+        f"In one pass (micro-batch {best['micro_batch'] * best['accum_steps']:,}, K = 1) the same "
+        f"batch would need {format_bytes(whole)} and {verdict}; accumulating saves "
+        f"{format_bytes(whole - best['memory']['peak_bytes'])}, for the same gradients."
+    )
+
+
+def _print_miss(page: Page, document: Mapping[str, Any]) -> None:
+    closest = document["closest"]
+    page.title(f"Nothing fits ({document['searched']:,} tried)")
+    if closest is not None:
+        page.line(
+            f"Closest: {closest['micro_batch']} × {closest['accum_steps']} × "
+            f"{closest['num_ranks']}, {closest['sharding']}, checkpointing "
+            f"{closest['checkpointing']} needs {format_bytes(closest['memory']['peak_bytes'])}, "
+            f"{format_bytes(-closest['headroom_bytes'])} more than "
+            f"{format_bytes(document['device']['usable_bytes'])}."
+        )
+    _print_changes(page, "One change on top of another", document["ladder"])
+    _print_changes(page, "Smallest changes that fit", document["rescues"])
+    if closest is not None:
+        page.title("Memory of one device, closest miss")
+        print_bill(page, closest["memory"], explain=False)
+
+
+def _print_changes(page: Page, title: str, changes: Sequence[Mapping[str, Any]]) -> None:
+    if not changes:
+        return
+    page.title(title)
+    rows = []
+    for change in changes:
+        plan = change["plan"]
+        headroom = plan["headroom_bytes"]
+        verdict = "fits" if change["fits"] else f"{format_bytes(-headroom)} over"
+        rows.append((change["text"], f"{plan['memory']['peak_bytes'] / GIB:.2f}", verdict))
+    page.table([("change", "left"), ("peak GiB", "right"), ("", "left")], rows)
+
+
+def _print_config(page: Page, document: Mapping[str, Any]) -> None:
+    config = document["config"]
+    if config is None:
+        return
+    if config["obstacles"]:
+        page.title(f"No {config['trainer']} config")
+        for problem in config["obstacles"]:
+            page.bullet(f"{config['trainer']}: {problem}.")
+        return
+    names = [file["name"] for file in config["files"]]
+    hint = f"; -o {names[0]} writes {' and '.join(names)}"
+    for file in config["files"]:
+        written = hint if file["name"] == names[0] else ""
+        page.title(f"{file['name']} ({config['trainer']}{written})")
+        page.verbatim(file["text"])

@@ -1,0 +1,224 @@
+"""What data-parallel ranks send each other in one optimizer step.
+
+Elements are counted per rank; a ring moves ``(W-1)/W`` of them. ``K`` micro-batches matter only to
+the strategies whose row has per-micro-batch entries: accumulation amortises communication for DDP
+and ZeRO-1, not for the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchplan.spec import Cluster, Dtype, Gpu, Method, Numerics, Recipe, Sharding
+from batchplan.throughput.rates import (
+    INTER_NODE_SHARE,
+    LINK_SHARE,
+    PCIE_SHARE,
+    PCIE_UNKNOWN_GB_PER_S,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """How often each rank moves all weights, or all trainable ones."""
+
+    weights_per_micro_batch: int = 0
+    """Gathers of every weight, frozen ones too."""
+    gradients_per_micro_batch: int = 0
+    """Reduce-scatters of the gradients (an all-reduce is two)."""
+    gradients_per_step: int = 0
+    updated_per_step: int = 0
+    """Gathers of the updated trainable weights."""
+    source: str
+
+
+_FSDP = "PyTorch FSDP, https://arxiv.org/abs/2304.11277, section 3"
+TRAFFIC: dict[Sharding, Traffic] = {
+    Sharding.DDP: Traffic(
+        gradients_per_step=2,
+        source="one all-reduce a step under no_sync; HF accelerate, gradient synchronization",
+    ),
+    Sharding.ZERO1: Traffic(
+        gradients_per_step=1,
+        updated_per_step=1,
+        source="ZeRO, https://arxiv.org/abs/1910.02054, section 7; reduced at the boundary",
+    ),
+    Sharding.ZERO2: Traffic(
+        gradients_per_micro_batch=1,
+        updated_per_step=1,
+        source="DeepSpeed stage_1_and_2.py: partition_gradients reduces every micro-batch",
+    ),
+    Sharding.ZERO3: Traffic(
+        weights_per_micro_batch=2,
+        gradients_per_micro_batch=1,
+        source="DeepSpeed stage3.py: gather in forward and backward, reduce every micro-batch",
+    ),
+    Sharding.FSDP_GRAD_OP: Traffic(
+        weights_per_micro_batch=1, gradients_per_micro_batch=1, source=_FSDP
+    ),
+    Sharding.FSDP_FULL: Traffic(
+        weights_per_micro_batch=2, gradients_per_micro_batch=1, source=_FSDP
+    ),
+    # Within the node; between nodes see BETWEEN_NODES_ALL_REDUCE.
+    Sharding.FSDP_HYBRID: Traffic(
+        weights_per_micro_batch=2, gradients_per_micro_batch=1, source=_FSDP
+    ),
+}
+_NO_SYNC_SOURCE = f"{_FSDP}; no_sync: whole gradients kept, reduced once a step"
+TRAFFIC_NO_SYNC: dict[Sharding, Traffic] = {
+    Sharding.FSDP_GRAD_OP: Traffic(
+        weights_per_micro_batch=1, gradients_per_step=1, source=_NO_SYNC_SOURCE
+    ),
+    Sharding.FSDP_FULL: Traffic(
+        weights_per_micro_batch=2, gradients_per_step=1, source=_NO_SYNC_SOURCE
+    ),
+    Sharding.FSDP_HYBRID: Traffic(
+        weights_per_micro_batch=2, gradients_per_step=1, source=_NO_SYNC_SOURCE
+    ),
+}
+"""FSDP with ``sync_each_batch`` off; every other strategy ignores that setting."""
+
+BETWEEN_NODES_ALL_REDUCE = 2
+"""Hybrid sharding: each reduce-scatter is followed by an all-reduce of the shard between nodes."""
+
+AMORTISED = frozenset({Sharding.DDP, Sharding.ZERO1})
+"""Strategies whose whole communication happens once a step: K divides its cost."""
+
+
+def traffic(recipe: Recipe) -> Traffic:
+    """Return the row of ``recipe``'s strategy."""
+    if not recipe.sync_each_batch:
+        return TRAFFIC_NO_SYNC.get(recipe.sharding, TRAFFIC[recipe.sharding])
+    return TRAFFIC[recipe.sharding]
+
+
+def moved_elements(
+    *,
+    recipe: Recipe,
+    trainable_params: int,
+    frozen_params: int = 0,
+    accum_steps: int = 1,
+) -> int:
+    """Return elements one rank moves in a step, before the ring factor ``(W-1)/W``.
+
+    Hybrid sharding counts the traffic within the node.
+
+    >>> moved_elements(recipe=Recipe(sharding="zero3"), trainable_params=7, accum_steps=8)
+    168
+    """
+    row = traffic(recipe)
+    weights = row.weights_per_micro_batch * (trainable_params + frozen_params)
+    gradients = row.gradients_per_micro_batch * trainable_params
+    return accum_steps * (weights + gradients) + trainable_params * (
+        row.gradients_per_step + row.updated_per_step
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedBytes:
+    """Bytes one rank moves, after the ring factor."""
+
+    per_micro_batch: float
+    per_step: float
+    between_nodes_per_micro_batch: float = 0.0
+    """Hybrid sharding alone: what crosses nodes beside the traffic within one."""
+    between_nodes_per_step: float = 0.0
+
+    def total(self, accum_steps: int) -> float:
+        """Return the bytes of a step of ``accum_steps`` micro-batches."""
+        return (
+            accum_steps * (self.per_micro_batch + self.between_nodes_per_micro_batch)
+            + self.per_step
+            + self.between_nodes_per_step
+        )
+
+
+def moved_bytes(
+    *,
+    recipe: Recipe,
+    trainable_params: int,
+    frozen_params: int = 0,
+    quantisable_params: int = 0,
+    cluster: Cluster,
+) -> MovedBytes:
+    """Return what one rank sends; one rank alone sends nothing.
+
+    Leaves out: latency of each collective (10-30 us a ring step), padding of shards, buffers that
+    DDP broadcasts. Errs low for many small collectives.
+    """
+    is_hybrid = recipe.sharding is Sharding.FSDP_HYBRID
+    ranks = cluster.ranks_per_node if is_hybrid else cluster.num_ranks
+    ring = (ranks - 1) / ranks
+    row = traffic(recipe)
+    trainable_width, frozen_width, gradient_width = _widths(recipe)
+    quantised = quantisable_params if recipe.method is Method.QLORA else 0
+    weights = trainable_width * trainable_params
+    frozen = frozen_width * (frozen_params - quantised) + _NF4_BYTES * quantised
+    gradients = gradient_width * trainable_params
+    between = 0.0
+    if is_hybrid and cluster.num_nodes > 1:
+        nodes = cluster.num_nodes
+        between = BETWEEN_NODES_ALL_REDUCE * gradients / ranks * (nodes - 1) / nodes
+    return MovedBytes(
+        per_micro_batch=ring
+        * (
+            row.weights_per_micro_batch * (weights + frozen)
+            + row.gradients_per_micro_batch * gradients
+        ),
+        per_step=ring * (row.gradients_per_step * gradients + row.updated_per_step * weights),
+        between_nodes_per_micro_batch=between * row.gradients_per_micro_batch,
+        between_nodes_per_step=between * row.gradients_per_step,
+    )
+
+
+def ring_seconds(num_bytes: float, gb_per_s: float) -> float:
+    """Return how long ``num_bytes`` take at a rate in units of 10**9 bytes/s."""
+    return num_bytes / (gb_per_s * 1e9)
+
+
+def bus_bandwidth_gb_per_s(*, gpu: Gpu, cluster: Cluster) -> float:
+    """Return what one rank of a ring over all ranks gets, in units of 10**9 bytes/s.
+
+    Inside a node it is the GPU link where there is one, PCIe otherwise. A ring over several nodes
+    is bound by the adapters of a node together, or by the link if that is slower.
+
+    Source: see ``throughput.rates``.
+    """
+    inside = node_bandwidth_gb_per_s(gpu)
+    if cluster.num_nodes == 1:
+        return inside
+    adapters = cluster.ranks_per_node * cluster.inter_node_gb_per_s * INTER_NODE_SHARE
+    return min(inside, adapters) if cluster.ranks_per_node > 1 else adapters
+
+
+def node_bandwidth_gb_per_s(gpu: Gpu) -> float:
+    """Return what one rank gets inside a node, in units of 10**9 bytes/s."""
+    if gpu.link_gb_per_s:
+        return gpu.link_gb_per_s * LINK_SHARE
+    return (gpu.pcie_gb_per_s or PCIE_UNKNOWN_GB_PER_S) * PCIE_SHARE
+
+
+_NF4_BYTES = 0.53
+"""NF4 with its scales: 4 bits a value and double-quantised block scales."""
+_WIDTH = {Dtype.FP32: 4.0, Dtype.BF16: 2.0, Dtype.FP16: 2.0, Dtype.INT8: 1.0, Dtype.NF4: 0.5}
+_FSDP_SHARDINGS = frozenset({Sharding.FSDP_GRAD_OP, Sharding.FSDP_FULL, Sharding.FSDP_HYBRID})
+_AUTOCAST = frozenset({Numerics.BF16_AUTOCAST, Numerics.FP16_AUTOCAST})
+
+
+def _widths(recipe: Recipe) -> tuple[float, float, float]:
+    """Return bytes per element on the wire: trainable weights, frozen weights, gradients.
+
+    FSDP gathers and reduces in its 16-bit compute dtype even where the shards are fp32. DDP and
+    DeepSpeed move what is stored: fp32 under autocast.
+    """
+    is_fp32 = recipe.numerics is Numerics.FP32 or (
+        recipe.numerics in _AUTOCAST and recipe.sharding not in _FSDP_SHARDINGS
+    )
+    stored = 4.0 if is_fp32 else 2.0
+    frozen = _WIDTH[recipe.weight_dtype] if recipe.weight_dtype else stored
+    if recipe.method is Method.FULL:
+        trainable = frozen
+    else:
+        trainable = _WIDTH[recipe.adapter_dtype or Dtype.FP32]
+    gradients = _WIDTH[recipe.grad_dtype] if recipe.grad_dtype else trainable
+    return trainable, frozen, gradients

@@ -1,0 +1,153 @@
+"""FLOPs of training, with the convention always named.
+
+``N`` is matmul-active parameters, ``q`` query heads times head size, ``s`` tokens a sequence. One
+multiply-add is two FLOPs: a weight costs 2 in the forward pass, 2 for the gradient of its input
+and 2 for its own gradient. Scores and their product with the values cost ``4 q s`` a token and
+layer in the forward pass when every key counts, half of that when the mask is skipped.
+
+Sources: PaLM, https://arxiv.org/abs/2204.02311, appendix B (6 N + 12 L q s); torchtitan
+``get_num_flop_per_token``; FlashAttention-2, https://arxiv.org/abs/2307.08691, section 4.1
+(causal: half); Megatron, https://arxiv.org/abs/2205.05198 (recomputation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from batchplan.profile import ActivationProfile, StageProfile
+from batchplan.spec import Attention, Checkpointing, Method, Recipe
+
+
+class AttentionCount(StrEnum):
+    """Which keys of the score matrix are counted."""
+
+    FULL = "full"
+    """Every key: ``12 L q s`` a token, as PaLM, llm-foundry and torchtitan count."""
+    CAUSAL = "causal"
+    """Only what the mask lets through: ``6 L q s`` a token, as flash kernels execute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlopCount:
+    """FLOPs of one micro-batch on one rank."""
+
+    model: float
+    """What the model needs, recomputation left out: the numerator of MFU."""
+    executed: float
+    """What runs, recomputation included: the numerator of HFU."""
+    executed_scores: float
+    """The part of ``executed`` in attention scores and their product with the values."""
+    convention: str
+    """In words, such as ``6N + 6Lqs (causal-exact), forward of layers repeated``."""
+
+
+def keys_per_sequence(*, seq_len: int, window: int | None, count: AttentionCount) -> int:
+    """Return query-key pairs of one sequence and head.
+
+    >>> keys_per_sequence(seq_len=4, window=None, count=AttentionCount.CAUSAL)
+    10
+    """
+    reach = seq_len if window is None else min(window, seq_len)
+    if count is AttentionCount.FULL:
+        return seq_len * reach
+    return reach * (reach + 1) // 2 + (seq_len - reach) * reach
+
+
+def token_flops(
+    *,
+    matmul_params: int,
+    attention_width: int = 0,
+    seq_len: int = 0,
+    adapter_params: int | None = None,
+    count: AttentionCount = AttentionCount.FULL,
+) -> float:
+    """Return model FLOPs per trained token from sizes alone.
+
+    Args:
+        matmul_params: weights in matrix products for one token, input embedding left out.
+        attention_width: query heads times head size, summed over layers.
+        seq_len: tokens per sequence.
+        adapter_params: LoRA parameters beside frozen ``matmul_params``; None trains them all.
+        count: which keys count; ``CAUSAL`` takes half of ``FULL`` here.
+    """
+    score_factor = 12 if count is AttentionCount.FULL else 6
+    scores = score_factor * attention_width * seq_len
+    if adapter_params is None:
+        return 6.0 * matmul_params + scores
+    return 4.0 * matmul_params + 6.0 * adapter_params + scores
+
+
+def micro_batch_flops(
+    *, profile: ActivationProfile, recipe: Recipe, micro_batch: int, seq_len: int
+) -> FlopCount:
+    """Return FLOPs of one forward and backward of ``micro_batch`` sequences.
+
+    Full checkpointing repeats the forward pass of every layer, not of the head; selective
+    repeats the attention scores alone. Frozen weights get no gradient of their own (LoRA: 4 N for
+    the base, 6 N for adapters).
+
+    Leaves out: element-wise work, the flash kernel's own recomputation of scores in backward,
+    optimizer FLOPs (Muon's Newton-Schulz steps), packing with a block-diagonal mask (errs high).
+    """
+    count = attention_count(profile, recipe)
+    model = executed = executed_scores = 0.0
+    for index in profile.order:
+        stage = profile.stages[index]
+        products = 2.0 * stage.flops_params * seq_len
+        pairs = keys_per_sequence(seq_len=seq_len, window=stage.attention_window, count=count)
+        scores = 4.0 * stage.attention_width * pairs
+        needed = 2 * products + 2.0 * _trained_matmul_params(stage, recipe) * seq_len + 3 * scores
+        model += needed
+        executed += needed
+        executed_scores += 3 * scores
+        if recipe.checkpointing is Checkpointing.FULL and stage.name.startswith("layer"):
+            executed += products + scores
+            executed_scores += scores
+        elif recipe.checkpointing is Checkpointing.SELECTIVE:
+            executed += scores
+            executed_scores += scores
+    return FlopCount(
+        model=micro_batch * model,
+        executed=micro_batch * executed,
+        executed_scores=micro_batch * executed_scores,
+        convention=_convention(recipe, count),
+    )
+
+
+def attention_count(profile: ActivationProfile, recipe: Recipe) -> AttentionCount:
+    """Return which keys run: eager attention and encoders compute the whole matrix."""
+    ran_eager = recipe.attention is Attention.EAGER or profile.attention == Attention.EAGER
+    is_decoder = any(
+        word in profile.architecture
+        for word in ("CausalLM", "LMHeadModel", "ForConditionalGeneration")
+    )
+    return AttentionCount.FULL if ran_eager or not is_decoder else AttentionCount.CAUSAL
+
+
+def is_mixture_of_experts(profile: ActivationProfile) -> bool:
+    """Whether layers hold clearly more parameters than one token multiplies with."""
+    held = active = 0
+    for index in profile.order:
+        stage = profile.stages[index]
+        if stage.name.startswith("layer"):
+            held += stage.trainable_params + stage.frozen_params
+            active += stage.flops_params
+    return 0 < active < 0.75 * held
+
+
+def _trained_matmul_params(stage: StageProfile, recipe: Recipe) -> int:
+    if recipe.method is Method.FULL and not stage.frozen_params:
+        return stage.flops_params
+    return min(stage.flops_params, stage.trainable_params)
+
+
+def _convention(recipe: Recipe, count: AttentionCount) -> str:
+    weights = "6N" if recipe.method is Method.FULL else "4N + 6N_lora"
+    scores = "12Lqs (every key)" if count is AttentionCount.FULL else "6Lqs (causal-exact)"
+    repeated = {
+        Checkpointing.NONE: "",
+        Checkpointing.SELECTIVE: ", scores repeated",
+        Checkpointing.FULL: ", forward of layers repeated",
+    }[recipe.checkpointing]
+    return f"{weights} + {scores}{repeated}"

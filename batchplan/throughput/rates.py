@@ -1,0 +1,157 @@
+"""What share of a data sheet's rate training really gets: one table, with how far to trust it.
+
+Every share is of the executed work, recomputation included. Only the A100 and H100 rows rest on
+published runs; the others are guesses and say so.
+
+The fit: 191 llm-foundry bf16 runs (MPT 125M to 70B, s 2,048 to 65,536, 8 to 512 GPUs, with and
+without full checkpointing). Four constants a GPU (shares of products and scores, element-wise and
+loss bytes) leave a mean error of 6.2 % (A100, 139 runs; worst 30 %) and 6.3 % (H100, 52 runs;
+worst 21 %); fitted on every second run, the other half is off by 6.3 % and 6.1 %. Those runs use
+an early flash kernel, so long sequences are priced on the slow side.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from batchplan.spec import Gpu
+
+_GUESS = "guess, not measured"
+_LLM_FOUNDRY = "fitted to published llm-foundry bf16 runs (scripts/train/benchmarking)"
+_SCORES_GUESS = 0.3
+"""Scores over products, where not measured: A100 0.33, H100 0.25."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Share of the dense 16-bit rate that a training step reaches."""
+
+    products: float
+    """In products with weights."""
+    scores: float
+    """In attention scores and their product with the values, causal half counted."""
+    is_measured: bool
+    source: str
+
+
+def _guess(products: float, reason: str = "") -> Efficiency:
+    return Efficiency(
+        products=products,
+        scores=round(_SCORES_GUESS * products, 3),
+        is_measured=False,
+        source=f"{reason}; {_GUESS}" if reason else _GUESS,
+    )
+
+
+_A100 = Efficiency(products=0.75, scores=0.25, is_measured=True, source=_LLM_FOUNDRY)
+_H100 = Efficiency(products=0.60, scores=0.15, is_measured=True, source=_LLM_FOUNDRY)
+
+# Keyed by one word of the GPU's name, in lower case. The guesses take the MFU seen or expected
+# with stock PyTorch and divide by 0.69, as MFU over product share is on A100 and H100.
+EFFICIENCY_BY_WORD: dict[str, Efficiency] = {
+    "a100": _A100,
+    "a800": _guess(0.75, "as A100"),
+    "h100": _H100,
+    "h800": _guess(0.60, "as H100"),
+    "h200": _guess(0.60, "as H100"),
+    "gh200": _guess(0.60, "as H100"),
+    "h20": _guess(0.85, "little compute for its bandwidth"),
+    "l40s": _guess(0.50, "MFU .35; LLMQ 35-56 %"),
+    "l4": _guess(0.43, "MFU .30, power-capped"),
+    "t4": _guess(0.43, "MFU .30, power-capped"),
+    "a6000": _guess(0.65, "MFU .45"),
+    "3090": _guess(0.65, "MFU .45"),
+    "4090": _guess(0.72, "MFU .50; LLMQ 72-81 % with hand-written kernels"),
+    "5090": _guess(0.72, "MFU .50"),
+}
+EFFICIENCY_BY_ARCH: dict[str, Efficiency] = {
+    "volta": _guess(0.50, "MFU .35"),
+    "turing": _guess(0.43, "MFU .30"),
+    "ampere": _guess(0.65, "MFU .45"),
+    "ada": _guess(0.65, "MFU .45"),
+    "hopper": _guess(0.60, "as H100"),
+    "blackwell": _guess(0.48, "MFU .33"),
+    "blackwell ultra": _guess(0.48, "MFU .33"),
+    "cdna2": _guess(0.43, "MFU .30"),
+    "cdna3": _guess(0.43, "MFU .30"),
+    "cdna4": _guess(0.43, "MFU .30"),
+}
+EFFICIENCY_UNKNOWN = _guess(0.50, "no row for this GPU")
+
+ELEMENTWISE_BYTES = 240
+"""Bytes moved per token, layer and unit of hidden size, forward and backward, by norms,
+activations, residual sums and casts; a third of it again under full checkpointing. Fitted."""
+LOSS_BYTES = 30
+"""Bytes moved per token and vocabulary entry by logits and cross-entropy. Fitted."""
+
+MOE_FACTOR = 0.45
+"""Mixtures of experts reach this share of a dense model's efficiency.
+
+Source: GPT-OSS-120B bf16 at 16-21 % of peak on H100 to GB300, Megatron-Bridge tables.
+"""
+
+LAUNCH_FLOOR_SECONDS = 0.0045
+"""Seconds per layer and micro-batch below which eager PyTorch cannot go, forward and backward.
+
+Source: Qwen LoRA A100-80GB 4.7-5.2 ms, LitGPT LoRA A100-40GB 4.05-4.65 ms, vTrain fit 3.9 ms.
+"""
+
+LINK_SHARE = 0.72
+"""Of the one-direction rate, GPU to GPU inside a node.
+
+Source: H100 busbw 370 of 450 GB/s; Calculon A100 .65; vTrain fit 163 of 300 GB/s. A middle value.
+"""
+PCIE_SHARE = 0.40
+"""Of the one-direction PCIe rate, GPU to GPU. GeForce without peer access gets 8-12 of 31 GB/s,
+cards with it about 20; between the two, a guess."""
+INTER_NODE_SHARE = 0.70
+"""Of the adapter's rate. Source: vTrain multi-node fit 66 %; four B200 nodes 74 %."""
+HOST_LINK_SHARE = 0.80
+"""Of the PCIe rate for pinned copies to and from the host: 25 of 31.5 GB/s."""
+PCIE_UNKNOWN_GB_PER_S = 15.75
+"""PCIe 3 x16, when the catalog does not know: the slowest still in use."""
+
+LINK_OVERLAP = 0.85
+"""Share of the shorter of compute and communication that hides behind the longer; a guess
+within .8-.9."""
+PCIE_OVERLAP = 0.50
+"""The same for PCIe and for networks between nodes; a guess."""
+
+MEMORY_SHARE = 1 / 1.2
+"""Of the memory bandwidth, in the optimizer step: 8B AdamW on H100 takes 1.2 x the ideal."""
+BANDWIDTH_UNKNOWN_GB_PER_S = 500.0
+
+HOST_ADAM_PARAMS_PER_SECOND = 1e9
+"""Per CPU socket, for DeepSpeedCPUAdam; from memory of ZeRO-Offload, highly machine-dependent."""
+HOST_SOCKETS_PER_NODE = 2
+
+NF4_SECONDS_PER_BILLION = 0.013
+"""Dequantising 1e9 NF4 weights in one micro-batch on A100-40GB, forward and backward: LitGPT
+bnb-nf4 LoRA runs, 11-15 ms. Memory-bound, so scaled by bandwidth."""
+NF4_REFERENCE_GB_PER_S = 1555.0
+
+FP32_SHARE_OF_16_BIT: dict[str, float] = {
+    # compute capability: fp32 rate without tensor cores over dense 16-bit rate.
+    "7.0": 15.7 / 125,  # V100 SXM2 data sheet
+    "7.5": 8.1 / 65,  # T4 data sheet
+    "8.0": 19.5 / 312,  # A100 data sheet
+    "9.0": 67 / 989.5,  # H100 SXM data sheet
+    "10.0": 80 / 2250,  # B200, HGX data sheet
+}
+FP32_SHARE_UNKNOWN = 0.25
+"""RTX A, Ada and PRO cards, L4 and L40S; GeForce is 0.5."""
+
+
+def efficiency(gpu: Gpu) -> Efficiency:
+    """Return the shares of ``bf16_tflops`` a dense training step reaches on ``gpu``.
+
+    Looks for a word of the name first (an L40S is never an L4), then for the architecture.
+
+    >>> efficiency(Gpu(name="NVIDIA L40S", usable_bytes=1)).products
+    0.5
+    """
+    for word in re.split(r"[^a-z0-9]+", gpu.name.lower()):
+        if word in EFFICIENCY_BY_WORD:
+            return EFFICIENCY_BY_WORD[word]
+    return EFFICIENCY_BY_ARCH.get(gpu.arch.lower(), EFFICIENCY_UNKNOWN)

@@ -1,0 +1,5 @@
+"""Trace: run the model's own code on fake tensors, in a worker process, and cache the profile."""
+
+from batchplan.trace.profiles import activation_profile
+
+__all__ = ["activation_profile"]

@@ -1,0 +1,342 @@
+"""From a config to a module on fake tensors, with one to three layers of every distinct kind."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForSeq2SeqLM")
+MAX_LAYERS = 2000
+
+
+class WorkerError(Exception):
+    """A request that cannot be answered; the text is for the user."""
+
+
+@dataclass
+class Stack:
+    """One run of layers: a ``ModuleList`` of the model."""
+
+    name: str
+    module: nn.ModuleList
+    kinds: list[int]
+    """Kind of every layer of the whole model, in order; numbers are unique over stacks."""
+    kept: list[int] = field(default_factory=list)
+    """Positions of the layers that are traced."""
+
+
+@dataclass
+class Built:
+    """The module that is traced and what was counted on the whole model."""
+
+    model: nn.Module
+    config: Any
+    stacks: list[Stack]
+    num_params: int
+    attention: str
+    is_encoder_decoder: bool
+    notes: list[str]
+
+
+def build(request: dict[str, Any]) -> Built:
+    """Build the whole model on ``meta``, count it, cut it to its distinct layers, add adapters."""
+    config = _config(request)
+    cls = _model_class(config, request)
+    notes: list[str] = []
+    model = _instantiate(cls, config, DTYPES[request["weight_dtype"]], request["attention"])
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    stacks = _find_stacks(model, config)
+    _cut(config, stacks)
+    attention = _switch_attention(model, request["attention"], notes)
+    if request["method"] != "full":
+        model = _add_adapters(model, request)
+    if request["checkpointing"] == "full":
+        _enable_checkpointing(model, notes)
+    model.train()
+    return Built(
+        model=model,
+        config=config,
+        stacks=stacks,
+        num_params=num_params,
+        attention=attention,
+        is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
+        notes=notes,
+    )
+
+
+def _config(request: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    raw = dict(request["config"])
+    try:
+        if request["trust_remote_code"] and raw.get("auto_map"):
+            config = AutoConfig.from_pretrained(request["model_ref"], trust_remote_code=True)
+        else:
+            config = AutoConfig.for_model(raw.pop("model_type", "missing"), **raw)
+    except Exception as error:
+        if raw.get("auto_map") and not request["trust_remote_code"]:
+            raise WorkerError(
+                "This model needs its own code, which is never run unasked. Read it, then pass "
+                "--trust-remote-code."
+            ) from error
+        raise WorkerError(f"transformers does not accept this config: {one_line(error)}") from error
+    config.use_cache = False
+    if "tie_word_embeddings" in raw:
+        # T5's class forces True where the published flan-t5 files say False and mean it.
+        config.tie_word_embeddings = raw["tie_word_embeddings"]
+    return config
+
+
+def _model_class(config: Any, request: dict[str, Any]) -> Any:
+    """Return the class that trains: the one the config names, or the family's with a loss."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    for name in getattr(config, "architectures", None) or []:
+        cls = getattr(transformers, name, None)
+        if cls is not None and name.endswith(_HEADS):
+            return cls
+    for mapping in (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_MASKED_LM_MAPPING,
+    ):
+        with contextlib.suppress(KeyError):
+            if type(config) in mapping:
+                return mapping[type(config)]
+    if request["trust_remote_code"]:
+        return transformers.AutoModelForCausalLM
+    raise WorkerError(
+        f"transformers has no language-model class with a loss for model_type "
+        f"{getattr(config, 'model_type', '?')!r}."
+    )
+
+
+def _instantiate(cls: Any, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+    # from_pretrained sets the default dtype too, so that what asks for fp32 explicitly (rotary
+    # frequencies) stays fp32.
+    if attention == "eager":
+        config._attn_implementation = "eager"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            if hasattr(cls, "from_config"):
+                return cls.from_config(config, trust_remote_code=True)
+            return cls(config)
+    except Exception as error:
+        raise WorkerError(f"{cls.__name__} cannot be built: {one_line(error)}") from error
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _find_stacks(model: nn.Module, config: Any) -> list[Stack]:
+    """Return the outermost module lists that hold layers, in execution order."""
+    stacks: list[Stack] = []
+    signatures: dict[Any, int] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(stack.name + ".") for stack in stacks)
+        if inside or not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        if any(isinstance(child, (nn.Linear, nn.Embedding)) for child in module):
+            continue
+        layer_types = _layer_types(config, len(module))
+        kinds = [
+            signatures.setdefault(
+                (name, layer_types[i] if layer_types else None, _signature(layer)),
+                len(signatures),
+            )
+            for i, layer in enumerate(module)
+        ]
+        stacks.append(Stack(name=name, module=module, kinds=kinds))
+    if not stacks or len(stacks[0].kinds) > MAX_LAYERS:
+        raise WorkerError(f"{type(model).__name__} has no list of layers that can be traced.")
+    return stacks
+
+
+def _layer_types(config: Any, length: int) -> Any:
+    for part in _config_parts(config):
+        types = getattr(part, "layer_types", None)
+        if isinstance(types, (list, tuple)) and len(types) == length:
+            return types
+    return None
+
+
+def _signature(module: nn.Module) -> Any:
+    """Two layers of equal signature run the same ops: same classes, shapes and settings."""
+    parts = []
+    for name, child in module.named_modules():
+        settings = tuple(
+            (key, value)
+            for key, value in sorted(vars(child).items())
+            if isinstance(value, (int, float, str, bool, type(None)))
+            and not key.endswith(("idx", "index", "layer_id", "layer_number"))
+        )
+        shapes = tuple(tuple(p.shape) for p in child._parameters.values() if p is not None)
+        parts.append((name, type(child).__name__, settings, shapes))
+    return tuple(parts)
+
+
+def _config_parts(config: Any) -> list[Any]:
+    names = ("text_config", "encoder", "decoder", "language_config", "llm_config")
+    found = [getattr(config, name, None) for name in names]
+    return [config] + [part for part in found if hasattr(part, "to_dict")]
+
+
+def _cut(config: Any, stacks: list[Stack]) -> None:
+    """Keep three layers of a stack's first kind and two of the others, in order of appearance.
+
+    With three, one of them has neighbours of its own kind on both sides and another follows two
+    of its kind: what those add is what every further layer of the kind adds.
+    """
+    for stack in stacks:
+        for position, kind in enumerate(dict.fromkeys(stack.kinds)):
+            same = [i for i, other in enumerate(stack.kinds) if other == kind]
+            stack.kept.extend(same[: 3 if position == 0 else 2])
+        whole = len(stack.kinds)
+        layers = [stack.module[i] for i in stack.kept]
+        for key in list(stack.module._modules):
+            del stack.module._modules[key]
+        for i, layer in enumerate(layers):
+            stack.module._modules[str(i)] = layer
+        for part in _config_parts(config):
+            _cut_config(part, whole, stack.kept)
+
+
+def _cut_config(config: Any, whole: int, kept: list[int]) -> None:
+    # Written to __dict__: a setter may insist that all the lists agree while half are cut.
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == whole:
+            config.__dict__[key] = [value[i] for i in kept]
+    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+        if vars(config).get(key) == whole:
+            config.__dict__[key] = len(kept)
+
+
+def _switch_attention(model: nn.Module, wanted: str, notes: list[str]) -> str:
+    """Return the attention that will run; a family without the wanted one keeps its own."""
+    config = model.config
+    running = getattr(config, "_attn_implementation", None) or "eager"
+    if wanted == "flash":
+        code = vars(sys.modules[type(model).__module__])
+        supported = (
+            getattr(model, "_supports_flash_attn", False)
+            or getattr(model, "_supports_flash_attn_2", False)
+        ) and "ALL_ATTENTION_FUNCTIONS" in code
+        if supported:
+            for part in _config_parts(config):
+                part._attn_implementation_internal = "flash_attention_2"
+            return "flash"
+        # Families that choose their attention class when they are built cannot be switched after.
+        if running == "sdpa":
+            notes.append(
+                f"{type(model).__name__} is traced with SDPA's flash kernel in place of "
+                "FlashAttention-2."
+            )
+            return "sdpa"
+    if running != "sdpa" and wanted != "eager":
+        notes.append(f"{type(model).__name__} supports only eager attention.")
+    return "sdpa" if running == "sdpa" else "eager"
+
+
+def _add_adapters(model: nn.Module, request: dict[str, Any]) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise WorkerError(
+            "LoRA is traced with peft, which this environment does not have: pip install peft."
+        ) from error
+    targets = request["lora_targets"]
+    if type(model).__name__.endswith("ForMaskedLM"):
+        task = None
+    elif getattr(model.config, "is_encoder_decoder", False):
+        task = "SEQ_2_SEQ_LM"
+    else:
+        task = "CAUSAL_LM"
+    config = LoraConfig(
+        r=request["lora_rank"],
+        lora_alpha=2 * request["lora_rank"],
+        lora_dropout=request["lora_dropout"],
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+        task_type=task,
+    )
+    try:
+        with torch.device("meta"):
+            return get_peft_model(
+                model, config, autocast_adapter_dtype=request["adapter_dtype"] == "fp32"
+            )
+    except ValueError as error:
+        raise WorkerError(f"peft refuses these LoRA targets: {one_line(error)}") from error
+
+
+def _enable_checkpointing(model: nn.Module, notes: list[str]) -> None:
+    try:
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+        )
+    except (ValueError, AttributeError):
+        notes.append(
+            f"{type(model).__name__} does not support activation checkpointing; traced without."
+        )
+
+
+def to_fake(model: nn.Module) -> list[torch.Tensor]:
+    """Give every parameter and buffer fake CPU storage, keeping ties; return all of them."""
+    replaced: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in replaced:
+                fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                replaced[id(parameter)] = nn.Parameter(fresh, parameter.requires_grad)
+            module._parameters[name] = replaced[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in replaced:
+                    replaced[id(buffer)] = torch.empty(
+                        buffer.shape, dtype=buffer.dtype, device="cpu"
+                    )
+                module._buffers[name] = replaced[id(buffer)]
+        for name, value in list(vars(module).items()):
+            # Some modules keep tensors as plain attributes (rotary "original_inv_freq").
+            if isinstance(value, torch.Tensor) and value.device.type == "meta":
+                if id(value) not in replaced:
+                    replaced[id(value)] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+                setattr(module, name, replaced[id(value)])
+    return list(replaced.values())
+
+
+def answer_for_transformers() -> None:
+    """Make mask code behave as with real tensors, for batches that are neither padded nor packed.
+
+    transformers skips its mask short cuts when it sees a fake tensor (``is_tracing``), asks the
+    positions whether sequences are packed and the mask whether it is all ones (``fast_all``);
+    fake tensors cannot answer.
+    """
+    answers = {"is_tracing": False, "find_packed_sequence_indices": None, "fast_all": True}
+    for module_name, module in list(sys.modules.items()):
+        if not module_name.startswith("transformers") or module is None:
+            continue
+        for name, answer in answers.items():
+            if name in vars(module):
+                setattr(module, name, lambda *args, answer=answer, **kwargs: answer)
+    draw = torch.rand
+
+    def rand(*size: Any, **kwargs: Any) -> Any:
+        # LayerDrop draws one number per layer and branches on it; no dropped layer is the worst.
+        return 1.0 if size in (((),), ([],)) else draw(*size, **kwargs)
+
+    torch.rand = rand
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error on one line, short enough for a message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,97 @@
+"""Read a request, trace, reply."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+PROGRESS = "progress: "
+
+
+def main() -> int:
+    """Answer the request on stdin with one JSON document on stdout."""
+    request = json.load(sys.stdin)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.simplefilter("ignore")
+    reply_to = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        reply = _answer(request)
+    json.dump(reply, reply_to)
+    reply_to.flush()
+    return 0
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    _progress("loading torch and transformers")
+    from .build import WorkerError
+
+    try:
+        return {"profile": _trace(request)}
+    except WorkerError as error:
+        return {"error": str(error)}
+
+
+def _trace(request: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    import transformers
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from . import build, kernels
+    from .profile import make_profile
+    from .step import run_step
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    _progress("building the model without weights")
+    built = build.build(request)
+    build.answer_for_transformers()
+    kernels.install(built.attention)
+    with FakeTensorMode():
+        tensors = build.to_fake(built.model)
+
+        def step(b: int, s: int) -> Any:
+            _progress(f"running {b} x {s} tokens on fake tensors")
+            try:
+                return run_step(built, tensors, request, b, s)
+            except build.WorkerError:
+                raise
+            except Exception as error:
+                raise build.WorkerError(
+                    f"{type(built.model).__name__} does not run on fake tensors at {b} x {s}: "
+                    f"{build.one_line(error)}"
+                ) from error
+
+        joined = make_profile(built, step, request["seq_len"])
+    return _reply(built, request, joined, torch, transformers)
+
+
+def _reply(
+    built: Any, request: dict[str, Any], joined: Any, torch: Any, transformers: Any
+) -> dict[str, Any]:
+    versions = [["torch", torch.__version__], ["transformers", transformers.__version__]]
+    if request["method"] != "full":
+        import peft
+
+        versions.append(["peft", peft.__version__])
+    text = built.config.get_text_config() if hasattr(built.config, "get_text_config") else None
+    hidden = getattr(text or built.config, "hidden_size", None)
+    return {
+        **joined,
+        "architecture": type(built.model).__name__
+        if request["method"] == "full"
+        else type(built.model.get_base_model()).__name__,
+        "num_params": built.num_params,
+        "hidden_size": hidden or getattr(built.config, "d_model", 1024),
+        "buffer_bytes": sum(b.numel() * b.element_size() for b in built.model.buffers()),
+        "attention": built.attention,
+        "versions": versions,
+        "notes": built.notes,
+    }
+
+
+def _progress(text: str) -> None:
+    print(PROGRESS + text, file=sys.stderr, flush=True)

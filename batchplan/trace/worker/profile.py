@@ -1,0 +1,302 @@
+"""Join the steps at several points into the profile of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+from torch import nn
+
+from .build import Built, Stack, WorkerError
+from .fit import (
+    ALL,
+    BATCH_ONLY,
+    CONSTANT,
+    LENGTH_ONLY,
+    MAX_RESIDUAL,
+    Fitter,
+    NotPolynomialError,
+    evaluate,
+    fit_pass,
+)
+from .step import Interval, Step
+
+_EMBEDDING, _HEAD = "embedding", "head and loss"
+
+
+MIN_BUCKET = 512
+Run = Callable[[int, int], Step]
+
+
+def make_profile(built: Built, run: Run, seq_len: int) -> dict[str, Any]:
+    """Return the parts of a profile that come from running: stages, order, range and error.
+
+    The polynomials are fitted over the range of lengths that ends at the next power of two, where
+    sliding windows and with them kernels and masks change. A model whose ops change within the
+    range is traced at ``seq_len`` alone.
+
+    Args:
+        built: the traced model.
+        run: runs one micro-batch of b sequences of s tokens.
+        seq_len: the length that is asked for.
+    """
+    end = MIN_BUCKET
+    while end < seq_len:
+        end *= 2
+    lengths = [end // 2 + end // 8, end * 3 // 4, end]
+    between = end // 2 + end // 4 + end // 8
+    try:
+        joined = _fit(built, run, lengths, between, (ALL, LENGTH_ONLY))
+        joined["seq_len_range"] = [1 if end == MIN_BUCKET else end // 2 + 1, end]
+    except NotPolynomialError as reason:
+        built.notes.append(f"Traced at sequence length {seq_len} alone: {reason}.")
+        try:
+            joined = _fit(built, run, [seq_len], seq_len, (BATCH_ONLY, CONSTANT))
+        except NotPolynomialError as error:
+            raise WorkerError(f"Memory is not affine in the micro-batch: {error}.") from error
+        joined["seq_len_range"] = [seq_len, seq_len]
+    return joined
+
+
+def _fit(
+    built: Built, run: Run, lengths: Sequence[int], between: int, bases: Any
+) -> dict[str, Any]:
+    """Fit micro-batches 2 and 3, check 5, and fit 1 on its own where it runs other ops.
+
+    A micro-batch of one sequence often needs no copy where larger ones do, because a slice of it
+    is already contiguous.
+    """
+    general, single = bases
+    points = [(b, s) for b in (2, 3) for s in lengths]
+    middle = lengths[len(lengths) // 2]
+    stages, error = _fit_stages(
+        built, Fitter(points, general), [run(b, s) for b, s in points], (5, middle, run(5, middle))
+    )
+    if error > MAX_RESIDUAL:
+        raise NotPolynomialError(f"off by {error:.2%} at a point left out of the fit")
+    one = (1, between, run(1, between))
+    off = _worst(stages, _representatives(built, one[2]), one)
+    alone: list[dict[str, Any]] = []
+    if off > MAX_RESIDUAL:
+        points = [(1, s) for s in lengths]
+        alone, off = _fit_stages(built, Fitter(points, single), [run(1, s) for _, s in points], one)
+    if off > MAX_RESIDUAL:
+        raise NotPolynomialError(f"off by {off:.2%} for a single sequence")
+    return {
+        "stages": stages,
+        "single_sequence_stages": alone,
+        "order": _order(built, stages),
+        "max_error": max(error, off),
+    }
+
+
+def _fit_stages(
+    built: Built, fitter: Fitter, steps: Sequence[Step], left_out: tuple[int, int, Step]
+) -> tuple[list[dict[str, Any]], float]:
+    """Return the stages and how far the point left out is off, relative to the step's peak."""
+    joined = [_representatives(built, step) for step in steps]
+    seq_lens = sorted({s for _, s in fitter.points})
+    stages = []
+    for key in joined[0]:
+        released = fitter.fit([one[key][0].released for one in joined])
+        stages.append(
+            {
+                "name": _name(key, built),
+                "forward": fit_pass(fitter, [one[key][0] for one in joined], seq_lens),
+                "released_before_backward": {"coefficients": released},
+                "backward": fit_pass(fitter, [one[key][1] for one in joined], seq_lens),
+                **_count(key, built, joined[0][key][1].grads_made),
+            }
+        )
+    return stages, _worst(stages, _representatives(built, left_out[2]), left_out)
+
+
+def _worst(stages: list[dict[str, Any]], seen: Any, point: tuple[int, int, Step]) -> float:
+    b, s, step = point
+    off = 0.0
+    for stage, passes in zip(stages, seen.values()):
+        for direction, interval in zip(("forward", "backward"), passes):
+            off = max(off, _off_by(stage[direction], interval, b, s))
+    return off / max(step.highest(), 1)
+
+
+def _order(built: Built, stages: list[dict[str, Any]]) -> list[int]:
+    """Return the stage of every layer of the whole model and of what lies between the stacks."""
+    glue = [i for i, stage in enumerate(stages) if not stage["name"].startswith("layer")]
+    layers = [i for i, stage in enumerate(stages) if stage["name"].startswith("layer")]
+    order: list[int] = []
+    for k, stack in enumerate(built.stacks):
+        order.append(glue[k])
+        order.extend(layers[kind] for kind in stack.kinds)
+    return [*order, glue[-1]]
+
+
+def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Interval]]:
+    """Return (forward, backward) of every glue stage and every kind of layer.
+
+    A layer at the edge of its stack may keep a little more or less than the others of its kind.
+    That difference goes to the glue before the stack, so that the sum stays what was traced.
+    """
+    forward = _by_stage(step.forward)
+    backward = _by_stage(step.backward)
+    found: dict[Any, tuple[Interval, Interval]] = {}
+    for k, stack in enumerate(built.stacks):
+        glue = f"glue:{k}"
+        if f"layer:{k}:0" not in backward and glue in backward:
+            # The stack's input needs no gradient (frozen embeddings): backward ends in layer 0.
+            backward[f"layer:{k}:0"] = backward.pop(glue)
+        extra_forward = extra_backward = 0
+        kinds: dict[int, tuple[Interval, Interval]] = {}
+        for kind in dict.fromkeys(stack.kinds):
+            positions = [i for i, kept in enumerate(stack.kept) if stack.kinds[kept] == kind]
+            # Forward: the last, because the model's own frame still holds the stack's input while
+            # the second runs. Backward walks the other way: one whose gradient comes from its
+            # own kind and that is not the first, which may have no input gradient to make.
+            back = positions[min(1, len(positions) - 1)] if positions[0] == 0 else positions[0]
+            one_forward = forward[f"layer:{k}:{positions[-1]}"]
+            one_backward = backward[f"layer:{k}:{back}"]
+            kinds[kind] = (one_forward, one_backward)
+            for i in positions:
+                extra_forward += forward[f"layer:{k}:{i}"].delta - one_forward.delta
+                extra_backward += backward[f"layer:{k}:{i}"].delta - one_backward.delta
+        found[("glue", k)] = (
+            _shifted(forward[glue], extra_forward),
+            _shifted(backward.get(glue, _EMPTY), extra_backward),
+        )
+        for kind, pair in kinds.items():
+            found[("kind", kind)] = pair
+    end = f"glue:{len(built.stacks)}"
+    found[("glue", len(built.stacks))] = (forward[end], backward.get(end, _EMPTY))
+    return found
+
+
+_EMPTY = Interval("", 0, [], [], [], 0)
+
+
+def _by_stage(intervals: Sequence[Interval]) -> dict[str, Interval]:
+    found: dict[str, Interval] = {}
+    for interval in intervals:
+        if interval.stage in found:
+            raise NotPolynomialError(f"{interval.stage} runs more than once in one pass")
+        found[interval.stage] = interval
+    return found
+
+
+def _shifted(interval: Interval, extra: int) -> Interval:
+    return Interval(
+        interval.stage,
+        interval.delta + extra,
+        interval.activations,
+        interval.new_grads,
+        interval.in_flight,
+        interval.grads_made,
+        interval.released,
+    )
+
+
+def _off_by(fitted: dict[str, Any], seen: Interval, b: int, s: int) -> float:
+    """Return by how many bytes the fit misses the peak or the delta at a point."""
+    peak = max(evaluate(p["activations"]["coefficients"], b, s) for p in fitted["peaks"])
+    delta = evaluate(fitted["delta"]["coefficients"], b, s)
+    return max(abs(peak - max([*seen.activations, 0])), abs(delta - seen.delta))
+
+
+def _name(key: Any, built: Built) -> str:
+    sort, number = key
+    if sort == "glue":
+        if number == 0:
+            return _EMBEDDING
+        return _HEAD if number == len(built.stacks) else f"bridge {number}"
+    _, layer = _layer_of_kind(built, number)
+    return f"layer {number} {type(layer).__name__}"
+
+
+def _layer_of_kind(built: Built, kind: int) -> tuple[Stack, nn.Module]:
+    for stack in built.stacks:
+        for position, kept in enumerate(stack.kept):
+            if stack.kinds[kept] == kind:
+                return stack, stack.module[position]
+    raise KeyError(kind)
+
+
+def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
+    """Count parameters of one stage; a gradient counts where the backward makes it."""
+    sort, number = key
+    if sort == "kind":
+        _, layer = _layer_of_kind(built, number)
+        parameters = dict(layer.named_parameters())
+        active, width, window = _active(built.config, layer)
+    else:
+        parameters = _glue_parameters(built, number)
+        head = built.model.get_output_embeddings()
+        is_head = number == len(built.stacks) and head is not None
+        active, width, window = (head.weight.numel() if is_head else 0), 0, None
+    trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
+    quantisable = sum(
+        p.numel()
+        for name, p in parameters.items()
+        if sort == "kind" and not p.requires_grad and p.dim() == 2 and name.endswith("weight")
+    )
+    return {
+        "trainable_params": grads_made,
+        # A parameter that never gets a gradient needs no optimizer state: it is held, not trained.
+        "frozen_params": frozen + (max(trainable - grads_made, 0) if sort == "kind" else 0),
+        "quantisable_params": quantisable,
+        "adapter_params": sum(
+            p.numel() for name, p in parameters.items() if "lora_" in name and p.requires_grad
+        ),
+        "flops_params": active,
+        "attention_width": width,
+        "attention_window": window,
+    }
+
+
+def _glue_parameters(built: Built, number: int) -> dict[str, nn.Parameter]:
+    """Return parameters outside the stacks that are registered between stack number-1 and it."""
+    found: dict[str, nn.Parameter] = {}
+    section = 0
+    names = [name for name, _ in built.model.named_modules()]
+    prefixes = [
+        next(n for n in names if n == s.name or n.endswith("." + s.name)) for s in built.stacks
+    ]
+    for name, parameter in built.model.named_parameters():
+        inside = [k for k, prefix in enumerate(prefixes) if name.startswith(prefix + ".")]
+        if inside:
+            section = inside[0] + 1
+        elif section == number:
+            found[name] = parameter
+    return found
+
+
+def _active(config: Any, layer: nn.Module) -> tuple[int, int, Any]:
+    """Return (matmul parameters of one token, attention width, sliding window) of a layer."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    experts = _first(
+        text, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"
+    )
+    chosen = _first(text, "num_experts_per_tok", "moe_top_k", "num_experts_per_token")
+    share = chosen / experts if experts and chosen else 1.0
+    active = 0.0
+    for name, parameter in layer.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        routed = parameter.dim() == 3 or ".experts." in name
+        active += parameter.numel() * (share if routed else 1.0)
+    heads = _first(text, "num_attention_heads", "n_head", "num_heads") or 0
+    hidden = _first(text, "hidden_size", "n_embd", "d_model") or 0
+    head_dim = _first(text, "head_dim", "d_kv", "v_head_dim") or (hidden // heads if heads else 0)
+    window = None
+    for module in layer.modules():
+        value = getattr(module, "sliding_window", None)
+        if isinstance(value, int) and value > 0 and getattr(module, "is_sliding", True):
+            window = value
+    return round(active), heads * head_dim, window
+
+
+def _first(config: Any, *names: str) -> Any:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

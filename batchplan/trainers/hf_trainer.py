@@ -1,0 +1,235 @@
+"""Transformers ``Trainer``: a TrainingArguments YAML, and DeepSpeed's JSON beside it.
+
+Key names are those that every release from 4.46 on accepts. Read it back with
+``HfArgumentParser(TrainingArguments).parse_yaml_file``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from batchplan.spec import (
+    Attention,
+    Checkpointing,
+    Loss,
+    Method,
+    Numerics,
+    Offload,
+    Optimizer,
+    OptimizerImpl,
+    Recipe,
+    Sharding,
+)
+from batchplan.trainers.emitted import EmittedFile, Job
+from batchplan.trainers.realise import FSDP, ZERO
+from batchplan.trainers.summary import summary
+from batchplan.trainers.yaml_text import Setting, to_yaml
+
+# Source: transformers.training_args.OptimizerNames.
+_OPTIM: dict[object, str] = {
+    (Optimizer.ADAMW, OptimizerImpl.FUSED): "adamw_torch_fused",
+    (Optimizer.ADAMW, OptimizerImpl.FOREACH): "adamw_torch",
+    Optimizer.ADAMW_8BIT: "adamw_bnb_8bit",
+    Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
+    Optimizer.ADAFACTOR: "adafactor",
+    Optimizer.SGD: "sgd",
+    Optimizer.SGD_MOMENTUM: "sgd",
+    Optimizer.LION: "lion_32bit",
+}
+_AUTOCAST = {
+    # numerics: (bf16, fp16); the dtype the weights are loaded in decides the rest
+    Numerics.FP32: (False, False),
+    Numerics.BF16: (False, False),
+    Numerics.FP16: (False, False),
+    Numerics.BF16_AUTOCAST: (True, False),
+    Numerics.FP16_AUTOCAST: (False, True),
+    Numerics.BF16_MASTER: (True, False),
+    Numerics.FP16_MASTER: (False, True),
+}
+_SIXTEEN_BIT = {
+    Numerics.BF16: "bfloat16",
+    Numerics.FP16: "float16",
+    Numerics.BF16_MASTER: "bfloat16",
+    Numerics.FP16_MASTER: "float16",
+}
+_ATTENTION = {
+    Attention.EAGER: "eager",
+    Attention.SDPA: "sdpa",
+    Attention.FLASH: "flash_attention_2",
+}
+_STAGE = {Sharding.ZERO1: 1, Sharding.ZERO2: 2, Sharding.ZERO3: 3}
+
+
+def emit(job: Job) -> tuple[EmittedFile, ...]:
+    """Return the TrainingArguments YAML of a plan, and the DeepSpeed JSON it names if any."""
+    recipe = job.plan.recipe
+    deepspeed = f"{job.stem}.ds.json" if recipe.sharding in ZERO else None
+    name = f"{job.stem}.yaml"
+    header = [*summary(job), "", *_how_to_run(job, name)]
+    main = EmittedFile(name=name, text=to_yaml(header, _settings(job, deepspeed)))
+    if deepspeed is None:
+        return (main,)
+    text = json.dumps(_deepspeed(recipe), indent=2) + "\n"
+    return main, EmittedFile(name=deepspeed, text=text)
+
+
+def load_dtype(recipe: Recipe) -> str:
+    """Return the dtype to load the model in.
+
+    FSDP keeps its master weights as fp32 shards, so master weights under FSDP load in fp32.
+    """
+    if recipe.method is Method.FULL and recipe.sharding in FSDP and _has_master(recipe):
+        return "float32"
+    return _SIXTEEN_BIT.get(recipe.numerics, "float32")
+
+
+def _has_master(recipe: Recipe) -> bool:
+    return recipe.numerics in (Numerics.BF16_MASTER, Numerics.FP16_MASTER)
+
+
+def _settings(job: Job, deepspeed: str | None) -> Iterator[Setting]:
+    plan, recipe, batch = job.plan, job.plan.recipe, job.plan.batch
+    yield Setting("output_dir", "out")
+    yield Setting("per_device_train_batch_size", batch.micro_batch)
+    whole = f"x {batch.micro_batch} x {batch.num_ranks} devices = {batch.global_batch_size:,}"
+    yield Setting("gradient_accumulation_steps", batch.accum_steps, f"{whole} sequences a step")
+    if batch.num_ranks > 1:
+        why = "every token weighs the same, whichever device it is on"
+        yield Setting("average_tokens_across_devices", True, why)  # noqa: FBT003
+    rate = _rounded(plan.learning_rate.value)
+    yield Setting("learning_rate", rate, f"{plan.learning_rate.rule} rule")
+    yield Setting("lr_scheduler_type", "cosine")
+    if plan.learning_rate.warmup_steps is not None:
+        yield Setting("warmup_steps", int(plan.learning_rate.warmup_steps), "optimizer steps")
+    yield from _optimizer(job, in_deepspeed=deepspeed is not None and _offloads(recipe))
+    bf16, fp16 = _AUTOCAST[recipe.numerics]
+    yield Setting("bf16", bf16, f"numerics {recipe.numerics.value}")
+    yield Setting("fp16", fp16)
+    yield from _checkpointing(recipe)
+    if recipe.loss is Loss.FUSED:
+        yield Setting("use_liger_kernel", True, "fused loss: needs liger-kernel")  # noqa: FBT003
+    if recipe.sharding in FSDP:
+        yield from _fsdp(job)
+    if deepspeed is not None:
+        yield Setting("deepspeed", deepspeed, f"ZeRO-{_STAGE[recipe.sharding]}; start beside it")
+
+
+def _optimizer(job: Job, *, in_deepspeed: bool) -> Iterator[Setting]:
+    recipe = job.plan.recipe
+    if not in_deepspeed:
+        name = _OPTIM.get(recipe.optimizer) or _OPTIM[recipe.optimizer, recipe.optimizer_impl]
+        yield Setting("optim", name)
+    if recipe.optimizer is Optimizer.SGD_MOMENTUM:
+        yield Setting("optim_args", "momentum=0.9")
+    if job.plan.learning_rate.beta2 is not None:
+        yield Setting("adam_beta2", _rounded(job.plan.learning_rate.beta2))
+
+
+def _rounded(value: float) -> float:
+    """Return four significant digits: more would claim what the rule cannot."""
+    return float(f"{value:.4g}")
+
+
+def _checkpointing(recipe: Recipe) -> Iterator[Setting]:
+    full = recipe.checkpointing is Checkpointing.FULL
+    if full and recipe.sharding in FSDP:
+        yield Setting("gradient_checkpointing", False, "FSDP checkpoints instead, below")  # noqa: FBT003
+        return
+    yield Setting("gradient_checkpointing", full, f"checkpointing {recipe.checkpointing.value}")
+    if full:
+        yield Setting("gradient_checkpointing_kwargs", {"use_reentrant": False})
+
+
+def _fsdp(job: Job) -> Iterator[Setting]:
+    recipe = job.plan.recipe
+    yield Setting("fsdp", True, recipe.sharding.value)  # noqa: FBT003
+    config = {
+        "version": 2,
+        "reshard_after_forward": recipe.sharding is not Sharding.FSDP_GRAD_OP,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "cpu_offload": recipe.offload is Offload.PARAMS,
+        "activation_checkpointing": recipe.checkpointing is Checkpointing.FULL,
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }
+    yield Setting("fsdp_config", config)
+    if job.plan.batch.accum_steps > 1:
+        every = recipe.sync_each_batch
+        why = "shard gradients at once" if every else "whole gradients are held between passes"
+        kwargs = {"gradient_accumulation_kwargs": {"sync_each_batch": every}}
+        yield Setting("accelerator_config", kwargs, why)
+
+
+def _offloads(recipe: Recipe) -> bool:
+    return recipe.offload is not Offload.NONE
+
+
+def _deepspeed(recipe: Recipe) -> dict[str, Any]:
+    """Return DeepSpeed's own file; "auto" takes the value from the TrainingArguments."""
+    stage = _STAGE[recipe.sharding]
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+    }
+    if stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    config: dict[str, Any] = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": zero,
+    }
+    if _offloads(recipe):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        params = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+        config["optimizer"] = {"type": "AdamW", "params": params}
+    if recipe.offload is Offload.PARAMS:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return config
+
+
+def _how_to_run(job: Job, name: str) -> Iterator[str]:
+    recipe, batch, nodes = job.plan.recipe, job.plan.batch, job.plan.num_nodes
+    attention = _ATTENTION[recipe.attention]
+    dtype = load_dtype(recipe)
+    quantised = list(_quantised(recipe, dtype))
+    end = "," if quantised else ")"
+    yield f"Model:   AutoModelForCausalLM.from_pretrained({job.model.id!r}, dtype={dtype!r},"
+    yield f"             attn_implementation={attention!r}{end}"
+    yield from quantised
+    if recipe.method is not Method.FULL:
+        targets = recipe.lora_targets.split(",")
+        shown = targets[0] if len(targets) == 1 else targets
+        yield f"Adapter: LoraConfig(r={recipe.lora_rank}, target_modules={shown!r},"
+        yield f'             lora_dropout={recipe.lora_dropout}, task_type="CAUSAL_LM")'
+    yield f"Data:    {batch.seq_len} tokens a sequence"
+    read = f"(args,) = HfArgumentParser(TrainingArguments).parse_yaml_file({name!r})"
+    yield f"Read:    {read}"
+    ranks = f"--nproc_per_node={batch.num_ranks // nodes}"
+    if nodes > 1:
+        ranks = f"--nnodes={nodes} {ranks} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
+    if recipe.sharding is Sharding.FSDP_HYBRID:
+        yield "Set:     ACCELERATE_USE_PARALLELISM_CONFIG=true  (shards in a node, copies between)"
+        yield f"         PARALLELISM_CONFIG_DP_REPLICATE_SIZE={nodes}"
+        yield f"         PARALLELISM_CONFIG_DP_SHARD_SIZE={batch.num_ranks // nodes}"
+    yield f"Launch:  torchrun {ranks} train.py"
+
+
+def _quantised(recipe: Recipe, dtype: str) -> Iterator[str]:
+    if recipe.method is not Method.QLORA:
+        return
+    # FSDP shards 4-bit weights only when they are stored in the dtype of the others.
+    storage = f", bnb_4bit_quant_storage={dtype!r}" if recipe.sharding in FSDP else ""
+    yield "             quantization_config=BitsAndBytesConfig(load_in_4bit=True,"
+    yield f'                 bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype={dtype!r},'
+    yield f"                 bnb_4bit_use_double_quant={recipe.double_quant}{storage}))"

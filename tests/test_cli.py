@@ -1,0 +1,397 @@
+"""The command line as its users meet it: a process with exit codes, stdout and stderr."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PARAMS = ["--params", "7e9", "--gpu", "80GB"]
+PLANNED = ["recommend", *PARAMS, "--devices", "8", "--target-tokens", "4M", "--seq-len", "2048"]
+MISSED = ["recommend", "--params", "13e9", "--gpu", "40GB", "--devices", "4", "--sharding", "zero2"]
+POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as on POSIX")
+
+
+def environment(**more: str) -> dict[str, str]:
+    root = str(Path(__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "COLUMNS": "100", "NO_COLOR": "", **more}
+
+
+def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "batchplan", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(**more),
+        check=False,
+    )
+
+
+def commands():
+    from batchplan.cli.main import app
+
+    return {command.callback.__name__: command.callback for command in app.registered_commands}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["estimate", *PARAMS, "--method", "full", "--sharding", "zero3", "--devices", "8"], 0),
+        (["estimate", *PARAMS, "--numerics", "fp32"], 3),
+        (PLANNED, 0),
+        (MISSED, 3),
+        (["gpus", "a100"], 0),
+        (["models", "qwen2.5"], 0),
+        (["runs"], 0),
+        (["lr", "--lr", "2e-4", "--from", "32", "--to", "256", "--optimizer", "adamw"], 0),
+        (["--version"], 0),
+        ([], 0),
+        (["estimate", "no/such-model", "--gpu", "80GB", "--offline"], 5),
+    ],
+)
+def test_the_exit_code_is_the_truth(arguments, code):
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert bool(done.stdout) is (code in (0, 3))
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["estimate"], "--gpu is missing"),
+        (["estimate", "--gpu", "80GB"], "MODEL"),
+        (["estimate", "x", *PARAMS], "not both"),
+        (["estimate", "--params", "7e9", "--gpu", "80"], "no unit"),
+        (["estimate", "--params", "7e9", "--gpu", "a100-80g"], "a100-80gb"),
+        (["estimate", "--params", "0", "--gpu", "80GB"], "above zero"),
+        (["estimate", "--params", "1e30", "--gpu", "80GB"], "absurdly large"),
+        (["estimate", *PARAMS, "--devices", "0"], "--devices"),
+        (["estimate", *PARAMS, "--devices", "-8"], "--devices"),
+        (["estimate", *PARAMS, "--devices", "1..8"], "one number"),
+        (["estimate", *PARAMS, "--devices", "auto"], "one number"),
+        (["estimate", *PARAMS, "--devices", "3", "--nodes", "2"], "divide"),
+        (["estimate", *PARAMS, "--nodes", "0"], "--nodes"),
+        (["estimate", *PARAMS, "--nodes", "nan"], "--nodes"),
+        (["estimate", *PARAMS, "--seq-len", "nan"], "--seq-len"),
+        (["estimate", *PARAMS, "--seq-len", "1e20"], "too large"),
+        (["estimate", *PARAMS, "--micro-batch", "0"], "--micro-batch"),
+        (["estimate", *PARAMS, "--micro-batch", "1" + "0" * 30], "--micro-batch"),
+        (["estimate", *PARAMS, "--micro-batch", "1e12"], "--micro-batch"),
+        (["estimate", *PARAMS, "--accum-steps", "1e15"], "--accum-steps"),
+        (["estimate", *PARAMS, "--activations", "2"], "no unit"),
+        (["estimate", *PARAMS, "--lora-rank", "0"], "--lora-rank"),
+        (["estimate", *PARAMS, "--lora-dropout", "nan"], "--lora-dropout"),
+        (["estimate", *PARAMS, "--lora-rank", str(10**30)], "--lora-rank"),
+        (["estimate", *PARAMS, "--method", "fulll"], "'full', 'lora', 'qlora'"),
+        (["estimate", *PARAMS, "--zero", "7"], "0, 1, 2 or 3"),
+        (["estimate", *PARAMS, "--zero", "2", "--sharding", "ddp"], "contradicts"),
+        (["estimate", *PARAMS, "--trainer", "hf"], "hf-trainer"),
+        (["estimate", *PARAMS, "--python", "/no/such/python"], "no such file"),
+        (["estimate", *PARAMS, "--no-such-option"], "No such option"),
+        (["recommend", *PARAMS, "--devices", "8..1"], "backwards"),
+        (["recommend", *PARAMS, "--devices", "1..1e9"], "1,024"),
+        (["recommend", *PARAMS, "--target-tokens", "5"], "less than one sequence"),
+        (["recommend", *PARAMS, "--target-tokens", "0"], "above zero"),
+        (["recommend", *PARAMS, "--target-tokens", "4M", "--target-sequences", "8"], "not both"),
+        (["recommend", *PARAMS, "--tolerance", "nan"], "--tolerance"),
+        (["recommend", *PARAMS, "--tolerance", "-1%"], "--tolerance"),
+        (["recommend", *PARAMS, "--lr-batch", "32"], "--lr"),
+        (["recommend", *PARAMS, "--limit", "0"], "--limit"),
+        (["lr", "--lr", "nan", "--from", "32", "--to", "64"], "--lr"),
+        (["lr", "--lr", "-1", "--from", "32", "--to", "64"], "--lr"),
+        (["lr", "--lr", "1e-5", "--from", "0", "--to", "64"], "--from"),
+        (["lr", "--lr", "1e-5", "--from", "4M", "--to", "64"], "--seq-len"),
+        (["gpus", "no-such-gpu"], "no-such-gpu"),
+        (["models", "no-such-model"], "no-such-model"),
+        (["no-such-command"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_2(arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [PLANNED, MISSED, ["estimate", *PARAMS]])
+def test_json_is_one_document_whose_terms_sum_to_the_peak(arguments):
+    done = run(*arguments, "--json")
+    document = json.loads(done.stdout)
+    assert document["schema_version"] == 1
+    assert document["command"] == arguments[0]
+    memories = [document["memory"]] if "memory" in document else []
+    memories += [plan["memory"] for plan in document.get("plans", [])]
+    memories += [change["plan"]["memory"] for change in document.get("rescues", [])]
+    assert memories
+    for memory in memories:
+        assert sum(term["bytes"] for term in memory["terms"]) == memory["peak_bytes"]
+
+
+@pytest.mark.parametrize("arguments", [["gpus"], ["models", "llama"], ["runs", "pythia"]])
+def test_the_catalog_is_json_too(arguments):
+    document = json.loads(run(*arguments, "--json").stdout)
+    assert document["command"] == arguments[0]
+    assert len(document[arguments[0]]) > 1
+
+
+def test_nothing_fits_names_the_closest_miss_its_excess_and_the_ladder():
+    done = run(*MISSED)
+    assert "Nothing fits" in done.stdout
+    assert "Closest: 1 × 1 × 4, zero2" in done.stdout
+    assert done.stdout.index("--sharding zero3") < done.stdout.index("--offload optimizer")
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+@pytest.mark.parametrize("arguments", [PLANNED, [*PLANNED, "--explain"], MISSED, ["runs"]])
+def test_pages_keep_to_the_width_and_leave_no_trailing_space(arguments, columns):
+    done = run(*arguments, COLUMNS=columns)
+    for line in done.stdout.splitlines():
+        assert len(line) <= int(columns), line
+        assert line == line.rstrip()
+
+
+def test_a_sequence_beyond_the_model_is_a_warning_not_a_refusal(tmp_path):
+    # The model is refused later for another reason, after the warning would have been due.
+    from batchplan.api.request import resolve
+
+    request = resolve("qwen2.5-0.5b", {"gpu": "80GB", "seq_len": "1M"})
+    assert [caveat.code for caveat in request.caveats] == ["seq-len-beyond-model"]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_has_a_summary_an_example_and_help_on_every_option(name):
+    done = run(name, "--help", COLUMNS="200")
+    summary, _, rest = (commands()[name].__doc__ or "").partition("\n")
+    assert summary.endswith(".")
+    assert f"Example: batchplan {name} " in rest
+    assert f"Example: batchplan {name} " in done.stdout
+    options = [*done.stdout.partition("Options:")[2].splitlines(), ""]
+    for line, following in itertools.pairwise(options):
+        if line.startswith("  -"):
+            is_beside = len(line.strip().split("  ", 1)) == 2
+            is_below = following.startswith("    ")
+            assert is_beside or is_below, f"{line!r} has no help"
+
+
+@pytest.mark.parametrize("name", ["recommend", "estimate"])
+def test_every_option_with_a_value_says_its_default(name):
+    from batchplan.cli import main
+
+    del main
+    import inspect
+
+    for parameter in inspect.signature(commands()[name]).parameters.values():
+        info = parameter.annotation.__metadata__[0]
+        is_flag = parameter.annotation.__origin__ is bool
+        if parameter.name in ("model", "recipe", "zero", "params", "output") or is_flag:
+            continue
+        assert "Default:" in info.help or "Required" in info.help, parameter.name
+
+
+def test_every_recipe_field_is_an_option():
+    import inspect
+
+    from batchplan.spec import Recipe
+
+    for name in ("recommend", "estimate"):
+        parameters = inspect.signature(commands()[name]).parameters
+        assert set(Recipe.model_fields) <= set(parameters)
+
+
+def test_written_json_is_the_printed_json(tmp_path):
+    path = tmp_path / "answer.json"
+    done = run("estimate", *PARAMS, "--json", "-o", str(path))
+    assert path.read_text() == done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["answer.json"]
+
+
+@pytest.mark.parametrize("target", ["no/such/folder/x.json", "."])
+def test_a_file_that_cannot_be_written_is_exit_2_and_leaves_nothing(tmp_path, target):
+    done = run("estimate", *PARAMS, "-o", str(tmp_path / target))
+    assert done.returncode == 2
+    assert "Cannot write" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_without_a_model_is_refused(tmp_path):
+    done = run(*PLANNED, "-o", str(tmp_path / "plan.yaml"))
+    assert done.returncode == 2
+    assert "needs a MODEL" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_when_nothing_fits(tmp_path):
+    done = run(*MISSED, "-o", str(tmp_path / "plan.yaml"))
+    assert done.returncode == 3
+    assert "was not written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_file_gives_options_and_the_command_line_wins(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sharding: zero3\noptimizer: sgd\nweight-dtype: fp16\n")
+    done = run("estimate", *PARAMS, "--recipe", str(recipe), "--optimizer", "lion", "--json")
+    inputs = json.loads(done.stdout)["inputs"]
+    assert inputs["sharding"] == "zero3"
+    assert inputs["weight_dtype"] == "fp16"
+    assert inputs["optimizer"] == "lion"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"shardin: zero3", "Nearest: sharding"),
+        (b"sharding: zero9", "--sharding"),
+        (b"sharding: [1, 2]", "--sharding"),
+        (b"- a\n- b", "name: value"),
+        (b"a: b: c", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"x" * 70_000, "64 KiB"),
+        (b"!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_a_bad_recipe_file_is_one_line(tmp_path, content, words):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(content)
+    done = run("estimate", *PARAMS, "--recipe", str(recipe))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("arguments", [["models"], [*PLANNED, "--json"], ["recommend", "--help"]])
+def test_a_closed_pipe_is_quiet(arguments):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "batchplan", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    with child.stderr:
+        said = child.stderr.read()
+    assert child.wait(60) == 0
+    assert said == b""
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("arguments", [["runs"], [*PLANNED, "--json"]])
+def test_a_full_disk_is_told_in_one_line(arguments):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchplan", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+@pytest.fixture
+def slow_python(tmp_path):
+    """An interpreter that answers which versions it has and then never finishes a trace."""
+    marker = tmp_path / "tracing"
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$#" -eq 2 ]; then exec "{sys.executable}" "$@"; fi\n'
+        f'echo $$ > "{marker}"\n'
+        "exec sleep 60\n"
+    )
+    script.chmod(0o755)
+    return script, marker
+
+
+@POSIX_ONLY
+def test_ctrl_c_in_a_trace_is_130_with_no_traceback_and_no_child_left(slow_python, tmp_path):
+    script, marker = slow_python
+    pytest.importorskip("transformers")
+    output = tmp_path / "plan.yaml"
+    child = subprocess.Popen(
+        [
+            *[sys.executable, "-m", "batchplan", "recommend", "qwen2.5-0.5b", "--gpu", "80GB"],
+            *["--python", str(script), "-o", str(output)],
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(BATCHPLAN_CACHE=str(tmp_path / "cache")),
+    )
+    deadline = time.monotonic() + 60
+    while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    answered, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert answered == ""
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
+    assert not output.exists()
+    assert not list((tmp_path / "cache").glob("*.json"))
+    tracer = int(marker.read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(tracer, 0)
+
+
+def test_a_bug_is_one_line_and_shows_its_traceback_only_when_asked(monkeypatch, capsys):
+    from batchplan.cli import main
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.delenv("BATCHPLAN_DEBUG", raising=False)
+    monkeypatch.setattr("batchplan.api.catalog.runs", broken)
+    assert main.run(["runs"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a bug" in said
+    assert "please report" in said
+    monkeypatch.setenv("BATCHPLAN_DEBUG", "1")
+    assert main.run(["runs"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_config_is_written_whole_and_beside_it_what_it_names(tmp_path):
+    pytest.importorskip("transformers")
+    output = tmp_path / "run.yaml"
+    arguments = ["recommend", "qwen2.5-0.5b", "--gpu", "a100-80gb", "--devices", "8"]
+    done = run(*arguments, "--seq-len", "1024", "--sharding", "zero2", "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == ["run.ds.json", "run.yaml"]
+    assert "deepspeed: run.ds.json" in output.read_text()
+    assert json.loads((tmp_path / "run.ds.json").read_text())["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.slow
+def test_a_sequence_beyond_the_model_warns_on_stderr_and_answers(tmp_path):
+    pytest.importorskip("transformers")
+    arguments = ["estimate", "pythia-70m", "--gpu", "a100-80gb", "--micro-batch", "1"]
+    done = run(*arguments, "--seq-len", "4096")
+    assert done.returncode in (0, 3)
+    assert done.stderr.count("warning: --seq-len 4,096 is more than the 2,048 positions") == 1
+    assert run(*arguments, "--seq-len", "4096", "-q").stderr == ""

@@ -1,0 +1,659 @@
+"""The planner: against a dumber search, the lessons' numbers, pins, rescues and honesty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import A100, H100, TOY_MODEL, toy_profile, toy_profiles
+
+from batchplan.errors import SpecError, TraceError
+from batchplan.memory import Estimate, Term
+from batchplan.planner import SearchSpace, StatesPricer, search, search_with
+from batchplan.spec import (
+    Batch,
+    BatchGoal,
+    Caveat,
+    Checkpointing,
+    Cluster,
+    Gpu,
+    Method,
+    ModelInfo,
+    Offload,
+    Optimizer,
+    Recipe,
+    Sharding,
+)
+from batchplan.throughput import StepTimer, step_timer
+
+BARE = Gpu(name="bare", usable_bytes=10**9)
+EXPLICIT = {
+    "weight_dtype": "fp16",
+    "grad_dtype": "fp32",
+    "optimizer_dtype": "fp32",
+    "master_weights": False,
+}
+STATES_ONLY = ModelInfo(id="13B", architecture="parameters only", source="--params")
+
+
+def bill(num_bytes: int) -> Estimate:
+    """An estimate of one line."""
+    return Estimate(
+        terms=(Term(name="all", num_bytes=num_bytes, formula="", source=""),),
+        timeline=(),
+        peak_phase="all",
+        allocated_peak_bytes=num_bytes,
+        reserved_peak_bytes=num_bytes,
+        in_use_peak_bytes=num_bytes,
+        host_bytes=0,
+        error_percent=10,
+        error_basis="made up",
+    )
+
+
+@dataclass
+class FakePricer:
+    """Made-up memory with the shape of the real one, and the real clock on a toy model."""
+
+    gpu: Gpu = A100
+    states: int = 600
+    per_sequence: int = 10
+    untraceable: frozenset[Method] = frozenset()
+    counts_activations: bool = True
+    asked: list[Recipe] = field(default_factory=list)
+
+    def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        self.asked.append(recipe)
+        if recipe.method in self.untraceable:
+            raise TraceError(f"{recipe.method} cannot be traced")
+        splits = {
+            Sharding.DDP: 0,
+            Sharding.ZERO1: 2,
+            Sharding.ZERO2: 3,
+            Sharding.FSDP_GRAD_OP: 3,
+        }.get(recipe.sharding, 4)
+        states = self.states * (4 - splits) / 4 + self.states * splits / 4 / cluster.num_ranks
+        states /= {Offload.NONE: 1, Offload.OPTIMIZER: 2, Offload.PARAMS: 6}[recipe.offload]
+        states /= {Method.FULL: 1, Method.LORA: 4, Method.QLORA: 12}[recipe.method]
+        kept = self.per_sequence * batch.micro_batch * batch.seq_len / 1024
+        if recipe.checkpointing is Checkpointing.FULL:
+            kept /= 5
+        if batch.accum_steps > 1:
+            states *= 1.1
+        return bill(round(1000 * (states + kept)))
+
+    def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:
+        return step_timer(
+            profile=toy_profile(num_layers=8, hidden_size=512, method=recipe.method),
+            recipe=recipe,
+            cluster=cluster,
+            gpu=self.gpu,
+            seq_len=seq_len,
+        )
+
+    def only_micro_batch(self, *, recipe: Recipe, seq_len: int) -> int | None:
+        return None
+
+    def num_params(self, *, recipe: Recipe, seq_len: int) -> int:
+        return 1_000_000
+
+
+def find(pricer=None, *, budget=10**6, goal=None, recipe=None, limit=5, gpu=A100, **space):
+    space = {"num_ranks": (8,), "seq_len": 1024, **space}
+    return search_with(
+        pricer=pricer or FakePricer(gpu=gpu),
+        recipe=recipe or Recipe(),
+        space=SearchSpace(**space),
+        goal=goal or BatchGoal(),
+        gpu=gpu.model_copy(update={"usable_bytes": budget}),
+        model=TOY_MODEL,
+        limit=limit,
+    )
+
+
+def codes(caveats: tuple[Caveat, ...]) -> set[str]:
+    return {caveat.code for caveat in caveats}
+
+
+def describe(plan) -> tuple:
+    recipe, batch = plan.recipe, plan.batch
+    return (
+        batch.num_ranks,
+        recipe.sharding,
+        recipe.checkpointing,
+        recipe.offload,
+        batch.micro_batch,
+        batch.accum_steps,
+    )
+
+
+# --- the lessons ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "accum_steps", "num_ranks", "seq_len", "sequences", "tokens"),
+    [
+        (8, 4, 1, 512, 32, 16_384),
+        (2, 128, 8, 2048, 2048, 4_194_304),
+        (4, 50, 16, 4096, 3200, 13_107_200),
+    ],
+)
+def test_a_pinned_split_has_the_lessons_global_batch(
+    micro_batch, accum_steps, num_ranks, seq_len, sequences, tokens
+):
+    answer = find(
+        num_ranks=(num_ranks,), micro_batch=micro_batch, accum_steps=accum_steps, seq_len=seq_len
+    )
+    batch = answer.plans[0].batch
+    assert (batch.micro_batch, batch.accum_steps, batch.num_ranks) == (
+        micro_batch,
+        accum_steps,
+        num_ranks,
+    )
+    assert (batch.global_batch_size, batch.global_batch_tokens) == (sequences, tokens)
+
+
+def test_four_million_tokens_on_eight_ranks_at_micro_batch_one_take_244_steps():
+    answer = find(goal=BatchGoal(target_tokens=4_000_000), seq_len=2048, micro_batch=1)
+    plan = answer.plans[0]
+    assert plan.batch.accum_steps == 244
+    assert plan.batch.global_batch_size == 1952
+    assert plan.target_deviation == pytest.approx(1952 / 1953.125 - 1)
+    assert "accumulation-reason" in codes(plan.caveats)
+
+
+@pytest.mark.parametrize(("sharding", "gigabytes"), [("zero2", 65), ("zero3", 45.5)])
+def test_13b_on_four_40_gb_cards_is_over_by_the_lessons_bytes(sharding, gigabytes):
+    answer = thirteen_billion(sharding)
+    assert not answer.plans
+    assert answer.closest.memory.peak_bytes == gigabytes * 10**9
+    assert answer.closest.headroom_bytes == (40 - gigabytes) * 10**9
+
+
+def test_the_ladder_for_13b_on_four_40_gb_cards_is_zero3_then_offload():
+    answer = thirteen_billion("zero2")
+    assert [(rung.change, rung.plan.memory.peak_bytes / 1e9) for rung in answer.ladder] == [
+        ({"sharding": "zero3"}, 45.5),
+        ({"offload": "optimizer"}, 19.5),
+    ]
+    assert [rung.plan.fits for rung in answer.ladder] == [False, True]
+
+
+def thirteen_billion(sharding: str):
+    return search_with(
+        pricer=StatesPricer(num_params=13 * 10**9),
+        recipe=Recipe(**EXPLICIT),
+        space=SearchSpace(num_ranks=(4,), seq_len=2048, shardings=(Sharding(sharding),)),
+        goal=BatchGoal(),
+        gpu=Gpu(name="40 GB", usable_bytes=40 * 10**9),
+        model=STATES_ONLY,
+    )
+
+
+def test_one_rank_of_seven_billion_parameters_needs_the_lessons_98_gb():
+    answer = search_with(
+        pricer=StatesPricer(num_params=7 * 10**9, activation_bytes=2 * 10**9),
+        recipe=Recipe(**EXPLICIT),
+        space=SearchSpace(num_ranks=(1,), seq_len=2048),
+        goal=BatchGoal(),
+        gpu=Gpu(name="80 GB", usable_bytes=80 * 10**9),
+        model=STATES_ONLY,
+    )
+    assert answer.closest.memory.peak_bytes == 100 * 10**9
+    assert all(rescue.plan.fits for rescue in answer.rescues)
+
+
+def test_accumulation_needs_less_memory_than_the_same_batch_at_once():
+    answer = find(
+        goal=BatchGoal(target_sequences=64), micro_batch=1, num_ranks=(1,), budget=720_000
+    )
+    plan = answer.plans[0]
+    assert plan.batch.accum_steps == 64
+    assert plan.peak_bytes_without_accumulation > plan.memory.peak_bytes
+
+
+# --- against a dumber search ---------------------------------------------------------------------
+
+
+def dumb_search(pricer, *, ranks, shardings, checkpointings, seq_len, target, tolerance, budget):
+    """Every combination of small numbers, priced one by one; yields winners, best first."""
+    pool = []
+    for num_ranks in ranks:
+        for sharding in shardings[:1] if num_ranks == 1 else shardings:
+            for checkpointing in checkpointings:
+                recipe = Recipe(sharding=sharding, checkpointing=checkpointing)
+                cluster = Cluster(num_ranks=num_ranks)
+                timer = pricer.timer(recipe=recipe, cluster=cluster, seq_len=seq_len)
+                for micro_batch in range(1, 200):
+                    one = micro_batch * num_ranks * seq_len
+                    every = range(1, target // one + 3)
+                    under = [steps for steps in every if steps * one <= target]
+                    over = [steps for steps in every if steps * one >= target]
+                    for steps in {*under[-1:], *over[:1]}:
+                        if micro_batch > 1 and steps == 1 and one - num_ranks * seq_len >= target:
+                            continue  # a smaller micro-batch already overshoots
+                        batch = Batch(
+                            micro_batch=micro_batch,
+                            accum_steps=steps,
+                            num_ranks=num_ranks,
+                            seq_len=seq_len,
+                        )
+                        peak = pricer.price(recipe=recipe, batch=batch, cluster=cluster).peak_bytes
+                        if peak > budget:
+                            continue
+                        off = abs(steps * one - target) / target
+                        time = timer.seconds(micro_batch, steps) / (steps * one)
+                        pool.append((num_ranks, sharding, checkpointing, batch, off, time))
+    if any(each[4] <= tolerance for each in pool):
+        pool = [each for each in pool if each[4] <= tolerance]
+    elif pool:
+        nearest = min(each[4] for each in pool)
+        pool = [each for each in pool if each[4] == nearest]
+    simple = list(Sharding)
+    while pool:
+        fastest = min(each[5] for each in pool)
+        best = min(
+            (each for each in pool if each[5] <= fastest * 1.005),
+            key=lambda each: (
+                each[4],
+                simple.index(each[1]),
+                each[2] is Checkpointing.FULL,
+                each[3].accum_steps,
+                each[3].global_batch_size,
+            ),
+        )
+        yield (best[0], best[1], best[2], Offload.NONE, best[3].micro_batch, best[3].accum_steps)
+        pool = [each for each in pool if each[:3] != best[:3]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sets(st.integers(1, 6), min_size=1, max_size=3),
+    st.lists(
+        st.sampled_from([Sharding.DDP, Sharding.ZERO2, Sharding.ZERO3, Sharding.FSDP_FULL]),
+        unique=True,
+        min_size=1,
+    ),
+    st.sampled_from([64, 100, 1024]),
+    st.integers(6, 120),
+    st.sampled_from([0.0, 0.02, 0.1]),
+    st.integers(150, 1500),
+    st.sampled_from([A100, H100]),
+)
+def test_search_equals_a_dumber_search(ranks, shardings, seq_len, sequences, tolerance, kib, gpu):
+    pricer = FakePricer(gpu=gpu, states=400)
+    target, budget = sequences * seq_len + 17, 1000 * kib
+    checkpointings = (Checkpointing.NONE, Checkpointing.FULL)
+    answer = find(
+        pricer,
+        budget=budget,
+        gpu=gpu,
+        goal=BatchGoal(target_tokens=target, tolerance=tolerance),
+        num_ranks=tuple(ranks),
+        shardings=tuple(shardings),
+        checkpointings=checkpointings,
+        seq_len=seq_len,
+        limit=100,
+    )
+    expected = list(
+        dumb_search(
+            pricer,
+            ranks=sorted(ranks),
+            shardings=shardings,
+            checkpointings=checkpointings,
+            seq_len=seq_len,
+            target=target,
+            tolerance=tolerance,
+            budget=budget,
+        )
+    )
+    assert [describe(plan) for plan in answer.plans] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 16),
+    st.integers(1, 4096),
+    st.integers(1, 5_000_000),
+    st.integers(100, 5000),
+)
+def test_every_plan_keeps_the_identity_its_budget_and_its_word(ranks, seq_len, tokens, kib):
+    if tokens < seq_len:
+        return
+    goal = BatchGoal(target_tokens=tokens)
+    answer = find(goal=goal, num_ranks=(ranks,), seq_len=seq_len, budget=1000 * kib)
+    keys = set()
+    for plan in answer.plans:
+        batch = plan.batch
+        assert batch.global_batch_size == batch.micro_batch * batch.accum_steps * ranks
+        assert plan.target_deviation == pytest.approx(batch.global_batch_tokens / tokens - 1)
+        assert plan.memory.peak_bytes <= 1000 * kib
+        outside = "outside-tolerance" in codes(plan.caveats)
+        assert outside == (abs(plan.target_deviation) > goal.tolerance)
+        keys.add(describe(plan)[:4])
+    assert len(keys) == len(answer.plans)
+    assert bool(answer.plans) == (answer.closest is None)
+    speeds = [plan.tokens_per_second for plan in answer.plans]
+    assert all(later <= earlier * 1.0051 for earlier, later in pairwise(speeds))
+    for rescue in answer.rescues:
+        assert rescue.plan.fits
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.sampled_from([Sharding.DDP, Sharding.ZERO2, Sharding.ZERO3]),
+    st.sampled_from([Checkpointing.NONE, Checkpointing.FULL]),
+)
+def test_pins_are_honoured(micro_batch, accum_steps, sharding, checkpointing):
+    answer = find(
+        goal=BatchGoal(target_sequences=64, tolerance=0.5),
+        micro_batch=micro_batch,
+        accum_steps=accum_steps,
+        shardings=(sharding,),
+        checkpointings=(checkpointing,),
+    )
+    (plan,) = answer.plans
+    assert describe(plan) == (8, sharding, checkpointing, Offload.NONE, micro_batch, accum_steps)
+
+
+# --- what is tried, and what is said -------------------------------------------------------------
+
+
+def test_without_a_target_k_is_one_and_the_answer_says_why():
+    answer = find(num_ranks=(4,), budget=2_000_000)
+    assert all(plan.batch.accum_steps == 1 for plan in answer.plans)
+    assert codes(answer.caveats) == {"no-target"}
+
+
+def test_a_pinned_k_without_a_target_has_no_reason():
+    plan = find(accum_steps=4).plans[0]
+    assert "accumulation-has-no-reason" in codes(plan.caveats)
+
+
+def test_the_reason_for_k_names_amortisation_only_where_it_is_true():
+    texts = {}
+    for sharding in (Sharding.DDP, Sharding.ZERO3):
+        plan = find(
+            goal=BatchGoal(target_sequences=256), micro_batch=2, shardings=(sharding,)
+        ).plans[0]
+        texts[sharding] = " ".join(caveat.text for caveat in plan.caveats)
+    assert "divides the communication of ddp by 16" in texts[Sharding.DDP]
+    assert "divides the communication" not in texts[Sharding.ZERO3]
+
+
+def test_a_large_fine_tuning_micro_batch_is_outside_practice():
+    small = find(micro_batch=8, budget=10**7).plans[0]
+    large = find(micro_batch=9, budget=10**7).plans[0]
+    assert "micro-batch-outside-practice" not in codes(small.caveats)
+    assert "micro-batch-outside-practice" in codes(large.caveats)
+
+
+@pytest.mark.parametrize(("budget", "is_tight"), [(660_000, True), (700_000, False)])
+def test_headroom_below_the_estimates_error_is_a_tight_fit(budget, is_tight):
+    plan = find(num_ranks=(1,), micro_batch=1, budget=budget).plans[0]
+    assert ("tight-fit" in codes(plan.caveats)) is is_tight
+
+
+def test_a_target_below_one_sequence_is_refused_with_the_numbers():
+    with pytest.raises(SpecError, match=r"1,000 tokens is less than one sequence of 1,024"):
+        find(goal=BatchGoal(target_tokens=1000))
+
+
+def test_fewer_sequences_than_ranks_are_pointed_out():
+    plan = find(goal=BatchGoal(target_sequences=4)).plans[0]
+    assert plan.batch.global_batch_size == 8
+    assert {"fewer-sequences-than-ranks", "outside-tolerance"} <= codes(plan.caveats)
+
+
+def test_no_plan_within_tolerance_gives_the_nearest_with_its_numbers():
+    goal = BatchGoal(target_sequences=13, tolerance=0.0)
+    plans = find(goal=goal, num_ranks=(4,)).plans
+    assert {plan.batch.global_batch_size for plan in plans} == {12}
+    (caveat,) = [each for each in plans[0].caveats if each.code == "outside-tolerance"]
+    assert "12,288 tokens (12 sequences) where 13,312 were asked, -7.69%" in caveat.text
+
+
+def test_automatic_devices_are_the_fewest_that_fit():
+    answer = find(num_ranks=(1, 2, 4, 8), stop_at_first_fit=True, budget=250_000, micro_batch=1)
+    assert {plan.batch.num_ranks for plan in answer.plans} == {4}
+    everywhere = find(num_ranks=(1, 2, 4, 8), budget=250_000, micro_batch=1)
+    assert max(plan.batch.num_ranks for plan in everywhere.plans) == 8
+
+
+def test_one_rank_tries_one_sharding_and_one_node_no_hybrid():
+    alone = find(num_ranks=(1,), budget=10**7, limit=50)
+    assert {plan.recipe.sharding for plan in alone.plans} == {Sharding.DDP}
+    together = find(num_ranks=(8,), budget=10**7, limit=50)
+    assert Sharding.FSDP_HYBRID not in {plan.recipe.sharding for plan in together.plans}
+    across = find(num_ranks=(16,), num_nodes=2, budget=10**7, limit=50)
+    assert Sharding.FSDP_HYBRID in {plan.recipe.sharding for plan in across.plans}
+
+
+def test_offload_is_tried_only_where_the_library_can():
+    answer = find(offloads=(Offload.OPTIMIZER, Offload.PARAMS), budget=10**7, limit=50)
+    pairs = {(plan.recipe.sharding, plan.recipe.offload) for plan in answer.plans}
+    assert (Sharding.DDP, Offload.OPTIMIZER) not in pairs
+    assert (Sharding.ZERO2, Offload.OPTIMIZER) in pairs
+    assert (Sharding.ZERO2, Offload.PARAMS) not in pairs
+    with pytest.raises(SpecError, match="offloading the optimizer needs zero1 to zero3"):
+        find(offloads=(Offload.OPTIMIZER,), shardings=(Sharding.DDP,))
+
+
+def test_devices_that_do_not_divide_over_nodes_are_refused_or_skipped():
+    with pytest.raises(SpecError, match="3 devices do not divide over 2 nodes"):
+        find(num_ranks=(3,), num_nodes=2)
+    answer = find(num_ranks=(3, 4), num_nodes=2, budget=10**7)
+    assert {plan.batch.num_ranks for plan in answer.plans} == {4}
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value", "flag"),
+    [
+        ("seq_len", 0, "--seq-len"),
+        ("micro_batch", 0, "--micro-batch"),
+        ("num_ranks", (0,), "--dev"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(field_name, value, flag):
+    with pytest.raises(SpecError, match=flag):
+        find(**{field_name: value})
+
+
+def test_without_rates_less_recomputation_and_larger_micro_batches_come_first():
+    answer = find(gpu=BARE, goal=BatchGoal(target_sequences=64), budget=700_000, limit=2)
+    assert all(plan.step_time is None for plan in answer.plans)
+    best = answer.plans[0]
+    assert best.recipe.checkpointing is Checkpointing.NONE
+    assert best.batch.accum_steps == 1
+
+
+def test_the_search_never_changes_what_is_trained():
+    recipe = Recipe(method=Method.LORA, optimizer=Optimizer.LION, numerics="bf16", lora_rank=3)
+    for plan in find(recipe=recipe, limit=50).plans:
+        kept = plan.recipe.model_dump(exclude={"sharding", "checkpointing", "offload"})
+        assert kept == recipe.model_dump(exclude={"sharding", "checkpointing", "offload"})
+
+
+# --- rescues -------------------------------------------------------------------------------------
+
+
+def test_each_rescue_fits_and_each_of_its_changes_is_needed():
+    pricer = FakePricer()
+    answer = find(
+        pricer,
+        budget=200_000,
+        num_ranks=(2,),
+        micro_batch=8,
+        shardings=(Sharding.ZERO2,),
+        checkpointings=(Checkpointing.NONE,),
+        goal=BatchGoal(target_sequences=64),
+    )
+    assert not answer.plans
+    assert answer.rescues
+    sizes = [len(set(rescue.change) - {"accum-steps", "nodes"}) for rescue in answer.rescues]
+    assert sizes == sorted(sizes)
+    for rescue in answer.rescues:
+        assert rescue.plan.fits
+        assert rescue.plan.batch.global_batch_tokens == 64 * 1024
+        for name, value in rescue.change.items():
+            assert f"--{name} {value}" in rescue.text
+
+
+def test_a_smaller_micro_batch_keeps_the_global_batch():
+    answer = find(
+        budget=620_000,
+        num_ranks=(1,),
+        micro_batch=8,
+        checkpointings=(Checkpointing.FULL,),
+        shardings=(Sharding.DDP,),
+        pricer=FakePricer(states=500, per_sequence=100),
+    )
+    rescue = answer.rescues[0]
+    assert rescue.change == {"micro-batch": "1", "accum-steps": "8"}
+    assert rescue.plan.batch.global_batch_size == 8
+
+
+def test_a_rescue_that_is_already_on_is_never_listed():
+    answer = find(
+        budget=10_000,
+        num_ranks=(2,),
+        shardings=(Sharding.ZERO3,),
+        checkpointings=(Checkpointing.FULL,),
+        offloads=(Offload.PARAMS,),
+        micro_batch=1,
+    )
+    for offer in (*answer.rescues, *answer.ladder):
+        assert not {"sharding", "checkpointing", "offload", "micro-batch"} & set(offer.change)
+
+
+def test_the_ladder_falls_at_every_rung_and_only_its_last_may_fit():
+    answer = find(
+        budget=90_000,
+        num_ranks=(1,),
+        micro_batch=4,
+        checkpointings=(Checkpointing.NONE,),
+        shardings=(Sharding.DDP,),
+    )
+    peaks = [answer.closest.memory.peak_bytes]
+    peaks += [rung.plan.memory.peak_bytes for rung in answer.ladder]
+    assert all(later < earlier for earlier, later in pairwise(peaks))
+    assert not any(rung.plan.fits for rung in answer.ladder[:-1])
+    assert answer.ladder[-1].plan.fits
+
+
+def test_methods_that_cannot_be_traced_are_left_out_and_other_trace_errors_are_not():
+    pricer = FakePricer(untraceable=frozenset({Method.LORA, Method.QLORA}))
+    answer = find(pricer, budget=50_000, num_ranks=(8,), micro_batch=1)
+    assert Method.LORA in {recipe.method for recipe in pricer.asked}
+    for offer in (*answer.rescues, *answer.ladder):
+        assert "method" not in offer.change
+    with pytest.raises(TraceError, match="full cannot be traced"):
+        find(FakePricer(untraceable=frozenset({Method.FULL})))
+
+
+def test_when_nothing_helps_there_is_still_a_closest_miss():
+    answer = find(budget=10, num_ranks=(8,))
+    assert answer.rescues == ()
+    assert answer.closest is not None
+    assert answer.closest.headroom_bytes < 0
+    assert not any(rung.plan.fits for rung in answer.ladder)
+
+
+def test_more_devices_than_a_node_holds_come_with_more_nodes():
+    answer = find(
+        budget=75_000,
+        num_ranks=(8,),
+        micro_batch=1,
+        checkpointings=(Checkpointing.FULL,),
+        shardings=(Sharding.ZERO3,),
+        goal=BatchGoal(target_sequences=64),
+    )
+    devices = [rescue for rescue in answer.rescues if set(rescue.change) == {"devices", "nodes"}]
+    (rescue,) = devices
+    assert rescue.change == {"devices": "16", "nodes": "2"}
+    assert (rescue.plan.batch.num_ranks, rescue.plan.num_nodes) == (16, 2)
+    assert rescue.plan.batch.accum_steps == 4
+
+
+# --- with the real arithmetic --------------------------------------------------------------------
+
+
+def real(**changes):
+    question = {
+        "profiles": toy_profiles,
+        "recipe": Recipe(),
+        "space": SearchSpace(num_ranks=(1, 2, 4, 8), seq_len=512),
+        "goal": BatchGoal(target_tokens=1_000_000),
+        "gpu": A100.model_copy(update={"usable_bytes": 2**30}),
+        "model": TOY_MODEL,
+    }
+    return search(**{**question, **changes})
+
+
+def test_the_real_arithmetic_gives_plans_that_fit_and_hit_the_target():
+    answer = real()
+    assert answer.plans
+    for plan in answer.plans:
+        assert plan.fits
+        assert abs(plan.target_deviation) <= 0.02
+        assert sum(term.num_bytes for term in plan.memory.terms) == plan.memory.peak_bytes
+        assert plan.step_time.mid > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.sampled_from([64, 512, 2048]), st.integers(20, 2000))
+def test_the_largest_micro_batch_by_bisection_is_the_largest_by_trial(ranks, seq_len, mib):
+    gpu = BARE.model_copy(update={"usable_bytes": (1024 * (ranks > 1) + mib) * 2**20})
+    answer = real(
+        gpu=gpu,
+        goal=BatchGoal(),
+        space=SearchSpace(
+            num_ranks=(ranks,),
+            seq_len=seq_len,
+            shardings=(Sharding.DDP,),
+            checkpointings=(Checkpointing.NONE,),
+        ),
+    )
+
+    def peak(micro_batch: int) -> int:
+        pinned = real(
+            gpu=gpu,
+            goal=BatchGoal(),
+            space=SearchSpace(
+                num_ranks=(ranks,),
+                seq_len=seq_len,
+                shardings=(Sharding.DDP,),
+                checkpointings=(Checkpointing.NONE,),
+                micro_batch=micro_batch,
+            ),
+        )
+        return (pinned.plans[0] if pinned.plans else pinned.closest).memory.peak_bytes
+
+    if not answer.plans:
+        assert peak(1) > gpu.usable_bytes
+        return
+    best = answer.plans[0].batch.micro_batch
+    assert peak(best) <= gpu.usable_bytes
+    assert best == 4096 or peak(best + 1) > gpu.usable_bytes
+
+
+def test_a_profile_for_one_micro_batch_is_only_used_for_it():
+    def fixed(recipe: Recipe, seq_len: int):
+        return toy_profile(checkpointing=recipe.checkpointing, micro_batch=3)
+
+    answer = real(profiles=fixed, goal=BatchGoal(target_sequences=240))
+    assert {plan.batch.micro_batch for plan in answer.plans} == {3}
+    assert all(plan.peak_bytes_without_accumulation is None for plan in answer.plans)
+
+
+def test_a_larger_card_never_gives_a_slower_best_plan():
+    speeds = [
+        real(gpu=A100.model_copy(update={"usable_bytes": mib * 2**20})).plans[0].tokens_per_second
+        for mib in (1300, 2000, 4000, 16_000)
+    ]
+    assert all(later >= earlier * 0.99 for earlier, later in pairwise(speeds))
