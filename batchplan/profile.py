@@ -166,6 +166,11 @@ class ActivationProfile:
             fields["seq_len_range"] = (int(low), int(high))
             fields["versions"] = tuple((str(name), str(ver)) for name, ver in data["versions"])
             fields["notes"] = tuple(str(note) for note in data["notes"])
+            for key in ("num_params", "hidden_size", "buffer_bytes"):
+                fields[key] = int(data[key])
+            fields["max_error"] = float(data["max_error"])
+            for key in ("architecture", "attention"):
+                fields[key] = str(data[key])
             profile = cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TraceError(f"profile is not readable: {error!r}") from error

@@ -35,7 +35,6 @@ def toy_profile(
     lora_rank: int = 8,
     checkpointing: Checkpointing = Checkpointing.NONE,
     architecture: str = "ToyForCausalLM",
-    micro_batch: int | None = None,
     attention_window: int | None = None,
 ) -> ActivationProfile:
     """A decoder with untied embedding and head, 12 h^2 a layer, 34 h bytes kept a token."""
@@ -86,7 +85,6 @@ def toy_profile(
         buffer_bytes=4096,
         max_error=0.0,
         seq_len_range=(1, 1 << 26),
-        micro_batch=micro_batch,
         attention="sdpa",
         versions=(("torch", "0"),),
     )

@@ -206,16 +206,18 @@ def test_lora_starts_ten_times_higher_and_warns_above_128_sequences():
     assert "lora-large-batch" in codes(ask(method=Method.QLORA, global_batch_size=129))
 
 
-def test_a_pre_training_batch_starts_from_the_nearest_published_run():
+def test_a_pre_training_batch_keeps_the_fine_tuning_base_and_tells_the_published_rate_beside():
     advice = ask(global_batch_size=4096, runs=RUNS)
-    assert "Llama 7B" in advice.base.source
-    assert advice.value == pytest.approx(3e-4 * (4096 * 2048 / 4_000_000) ** 0.5)
-    assert advice.warmup_steps == 2000
+    assert advice.value == pytest.approx(1e-5 * 16)
+    (beside,) = [c.text for c in advice.caveats if c.code == "learning-rate-from-scratch"]
+    assert "Llama 7B's 0.0003" in beside
+    assert f"{3e-4 * (4096 * 2048 / 4_000_000) ** 0.5:.3g} here" in beside
 
 
 def test_runs_without_a_rate_are_no_reference_for_the_rate():
     runs = (published("unknown", 7_000_000_000, 4_000_000, None), *RUNS)
-    assert "Llama 7B" in ask(global_batch_size=2000, runs=runs).base.source
+    beside = [c.text for c in ask(global_batch_size=2000, runs=runs).caveats if "scratch" in c.code]
+    assert "Llama 7B" in beside[0]
 
 
 def test_lion_and_muon_are_called_unstudied_and_sgd_is_linear():

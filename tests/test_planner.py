@@ -94,9 +94,6 @@ class FakePricer:
             seq_len=seq_len,
         )
 
-    def only_micro_batch(self, *, recipe: Recipe, seq_len: int) -> int | None:
-        return None
-
     def num_params(self, *, recipe: Recipe, seq_len: int) -> int:
         return 1_000_000
 
@@ -640,15 +637,6 @@ def test_the_largest_micro_batch_by_bisection_is_the_largest_by_trial(ranks, seq
     best = answer.plans[0].batch.micro_batch
     assert peak(best) <= gpu.usable_bytes
     assert best == 4096 or peak(best + 1) > gpu.usable_bytes
-
-
-def test_a_profile_for_one_micro_batch_is_only_used_for_it():
-    def fixed(recipe: Recipe, seq_len: int):
-        return toy_profile(checkpointing=recipe.checkpointing, micro_batch=3)
-
-    answer = real(profiles=fixed, goal=BatchGoal(target_sequences=240))
-    assert {plan.batch.micro_batch for plan in answer.plans} == {3}
-    assert all(plan.peak_bytes_without_accumulation is None for plan in answer.plans)
 
 
 def test_a_larger_card_never_gives_a_slower_best_plan():

@@ -237,7 +237,6 @@ def mpt(num_params: int, hidden_size: int, num_layers: int) -> ActivationProfile
         buffer_bytes=0,
         max_error=0,
         seq_len_range=(1, 1 << 20),
-        micro_batch=None,
         attention="sdpa",
         versions=(),
     )

@@ -66,10 +66,10 @@ class RecommendAnswer:
             SpecError: when there is no model, or the trainer cannot run the plan.
             NoPlanError: when nothing fits.
         """
-        if self.model.source == "--params":
-            raise SpecError("A config needs a MODEL: --params plans states alone.")
         if not self.fits:
             raise NoPlanError("Nothing fits, so there is no config to write.")
+        if self.model.source == "--params":
+            raise SpecError("A config needs a MODEL: --params plans states alone.")
         job = Job(plan=self.found.plans[0], model=self.model, gpu=self.gpu, stem=stem)
         return emit(self.trainer, job)
 

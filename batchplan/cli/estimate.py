@@ -27,11 +27,12 @@ def estimate(model: MODEL = None, **options: Any) -> int:
     Example: batchplan estimate Qwen/Qwen2.5-7B --gpu a100-80gb --micro-batch 2 --seq-len 2048
     """
     from batchplan.api import estimate as answer_estimate
-    from batchplan.cli.output import Progress, deliver, warn, write_files
+    from batchplan.cli.output import Progress, deliver, refuse_unwritable, warn, write_files
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     output, explain = options.pop("output"), options.pop("explain")
     options.pop("verbose")
+    refuse_unwritable(output)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
         answer = answer_estimate(model, on_progress=progress, **given)

@@ -16,7 +16,7 @@ def gpus(
         typer.Argument(
             help="Words of a GPU's name; one match shows all its facts and their sources.",
             show_default=False,
-            metavar="[QUERY]",
+            metavar="QUERY",
         ),
     ] = None,
     **options: Any,

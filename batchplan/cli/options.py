@@ -65,7 +65,7 @@ MODEL = Annotated[
     typer.Argument(
         help="Hub id (Qwen/Qwen2.5-7B), local folder or config.json, or a catalog name.",
         show_default=False,
-        metavar="[MODEL]",
+        metavar="MODEL",
     ),
 ]
 SUBJECT: Options = {

@@ -48,6 +48,22 @@ def silence_stdout() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
+def refuse_unwritable(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Raises:
+        SpecError: when it is a folder, or its folder is missing or closed to us.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise SpecError(f"Cannot write {path}: it is a folder. Name a file.")
+    if not path.parent.is_dir():
+        raise SpecError(f"Cannot write {path}: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise SpecError(f"Cannot write {path}: no permission in {path.parent}.")
+
+
 def write_files(files: Iterable[tuple[Path, str]]) -> None:
     """Write text files, each whole or not at all: to a temporary file first, then renamed.
 
@@ -60,8 +76,6 @@ def write_files(files: Iterable[tuple[Path, str]]) -> None:
     path = Path()
     try:
         for path, text in files:
-            if path.is_dir():
-                raise SpecError(f"Cannot write {path}: it is a folder. Name a file.")
             staged.append((_stage(path, text), path))
         for temporary, path in staged:
             temporary.replace(path)

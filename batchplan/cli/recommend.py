@@ -61,11 +61,12 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     Example: batchplan recommend Qwen/Qwen2.5-7B --gpu a100-80gb --devices 8 --target-tokens 1M
     """
     from batchplan.api import recommend as answer_recommend
-    from batchplan.cli.output import Progress, deliver, warn
+    from batchplan.cli.output import Progress, deliver, refuse_unwritable, warn
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     output, explain = options.pop("output"), options.pop("explain")
     options.pop("verbose")
+    refuse_unwritable(output)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
         answer = answer_recommend(model, on_progress=progress, **given)

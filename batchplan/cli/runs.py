@@ -16,7 +16,7 @@ def runs(
         typer.Argument(
             help="Words of a run's name; one match shows its facts and their sources.",
             show_default=False,
-            metavar="[QUERY]",
+            metavar="QUERY",
         ),
     ] = None,
     **options: Any,

@@ -24,12 +24,10 @@ TRUSTED_KAPPA = (1 / 8, 8.0)
 LORA_LARGE_BATCH = 128
 """Sequences above which LoRA is warned about: a soft rule from LoRA Without Regret."""
 PRETRAINING_TOKENS = 500_000
-"""Tokens per step from which a full run is compared with published pre-training runs."""
+"""Tokens per step from which the rate of a run from scratch is told beside the fine-tuning one."""
 SMALLEST_BETA2 = 0.9
 """Very large batches would push beta2 towards 0; nobody trains below this."""
 
-PRETRAINING_WARMUP_STEPS = 2000
-"""Source: LLaMA, https://arxiv.org/abs/2302.13971, section 2.3."""
 LONGEST_FINE_TUNING_WARMUP = 100
 """Fine-tuning runs are often only a few hundred steps long."""
 
@@ -54,8 +52,7 @@ class LearningRate:
     valid_range: tuple[float, float]
     """Global batch in sequences, from lowest to highest, that the rule is trusted for."""
     beta2: float | None
-    """For Adam only: the half-life in tokens kept from the base, where it is taken to be 0.999
-    (0.95 in pre-training)."""
+    """For Adam only: the half-life in tokens kept from the base, where it is taken to be 0.999."""
     warmup_steps: int | None
     caveats: tuple[Caveat, ...]
     base: Base
@@ -79,8 +76,6 @@ REFERENCE_BATCH = 16
 
 FINE_TUNING_BETA2 = 0.999
 """Source: torch.optim.AdamW's default, which transformers keeps."""
-PRETRAINING_BETA2 = 0.95
-"""Source: GPT-3, https://arxiv.org/abs/2005.14165, appendix B; LLaMA, section 2.3."""
 
 _SWIFT = "ms-swift 4.6 default (1e-5 full, 1e-4 LoRA)"
 _ADAM = OptimizerRule(
@@ -144,21 +139,22 @@ def advise(
     """Return the learning rate for a global batch.
 
     The base is what the user gave (``base_lr`` at ``base_batch`` sequences or
-    ``base_batch_tokens``; at this very batch when neither is given), or else a published
-    pre-training run (full training, ``PRETRAINING_TOKENS`` a step and more), or else the default
-    of a trainer. It moves by the optimizer's rule; Adam's beta2 keeps its half-life in tokens.
+    ``base_batch_tokens``; at this very batch when neither is given), or else a trainer's default
+    for fine-tuning. It moves by the optimizer's rule; Adam's beta2 keeps its half-life in tokens.
+    Trained weights bear far smaller steps than fresh ones, so a published pre-training run is
+    never the base: it is told beside, for who starts from scratch.
 
     Args:
         method: full, LoRA or QLoRA.
         optimizer: decides the rule.
-        num_params: of the whole model, to find the nearest published run.
+        num_params: of the whole model, to find the nearest published run for the note.
         hidden_size: for a second opinion by width; None leaves that out.
         global_batch_size: sequences per optimizer step.
         seq_len: tokens per sequence.
         base_lr: the user's learning rate.
         base_batch: sequences per step at which ``base_lr`` was used.
         base_batch_tokens: the same in tokens.
-        runs: published runs to start from.
+        runs: published runs to compare with.
 
     Raises:
         SpecError: when the base is given twice or makes no sense.
@@ -166,7 +162,6 @@ def advise(
     known = OPTIMIZER_RULES[optimizer]
     tokens = global_batch_size * seq_len
     caveats: list[Caveat] = []
-    is_pretraining = method is Method.FULL and tokens >= PRETRAINING_TOKENS
     base_batch_size = base_batch
     if base_lr is not None:
         if base_batch is not None and base_batch_tokens is not None:
@@ -181,15 +176,7 @@ def advise(
     elif base_batch is not None or base_batch_tokens is not None:
         raise SpecError("A base batch needs its base learning rate. Add --lr.")
     else:
-        base = _reference(
-            method=method,
-            known=known,
-            num_params=num_params,
-            tokens=tokens,
-            seq_len=seq_len,
-            is_pretraining=is_pretraining,
-            runs=runs,
-        )
+        base = _reference(method=method, known=known)
         caveats.append(
             Caveat(
                 code="learning-rate-not-tuned",
@@ -197,8 +184,10 @@ def advise(
                 f"({base.source}). Sweep 0.5, 1 and 2 times the value.",
             )
         )
-        if hidden_size is not None and known is _ADAM and not is_pretraining:
+        if hidden_size is not None and known is _ADAM:
             caveats.append(_second_opinion(method, hidden_size))
+        if method is Method.FULL and known is _ADAM and tokens >= PRETRAINING_TOKENS:
+            caveats.extend(_from_scratch(num_params, tokens, runs))
     scale = scale_linear if known.rule == "linear" else scale_sqrt
     if base.global_batch_size <= 0 or not math.isfinite(base.global_batch_size):
         raise SpecError(f"The base batch must be above zero, not {base.global_batch_size!r}.")
@@ -232,8 +221,7 @@ def advise(
         )
     shifted = None
     if known.has_beta2:
-        start = PRETRAINING_BETA2 if is_pretraining else FINE_TUNING_BETA2
-        shifted = shift_beta2(beta2=start, kappa=kappa)
+        shifted = shift_beta2(beta2=FINE_TUNING_BETA2, kappa=kappa)
         if shifted < SMALLEST_BETA2:
             caveats.append(
                 Caveat(
@@ -248,7 +236,7 @@ def advise(
         rule=known.rule,
         valid_range=(low * base.global_batch_size, high * base.global_batch_size),
         beta2=shifted,
-        warmup_steps=_warmup(shifted, is_pretraining=is_pretraining),
+        warmup_steps=_warmup(shifted),
         caveats=tuple(caveats),
         base=base,
     )
@@ -271,31 +259,7 @@ def reference_runs(
     return tuple(sorted(runs, key=distance)[:limit])
 
 
-def _reference(
-    *,
-    method: Method,
-    known: OptimizerRule,
-    num_params: int,
-    tokens: int,
-    seq_len: int,
-    is_pretraining: bool,
-    runs: Sequence[PublishedRun],
-) -> Base:
-    tuned = [run for run in runs if run.peak_lr]
-    if is_pretraining and tuned and known is _ADAM:
-        run = min(
-            tuned,
-            key=lambda run: (
-                abs(math.log(run.num_params / num_params)),
-                abs(math.log(run.global_batch_tokens / tokens)),
-            ),
-        )
-        return Base(
-            value=run.peak_lr or 0.0,
-            global_batch_size=run.global_batch_tokens / seq_len,
-            source=f"published run {run.run}, {format_count(run.global_batch_tokens)} tokens "
-            "a step; pre-training from scratch",
-        )
+def _reference(*, method: Method, known: OptimizerRule) -> Base:
     if method is Method.FULL:
         return Base(
             value=known.fine_tuning_rate, global_batch_size=REFERENCE_BATCH, source=known.source
@@ -305,6 +269,27 @@ def _reference(
         global_batch_size=REFERENCE_BATCH,
         source=f"{LORA_FACTOR} × full fine-tuning (LoRA Without Regret), which is {known.source}",
     )
+
+
+def _from_scratch(num_params: int, tokens: int, runs: Sequence[PublishedRun]) -> list[Caveat]:
+    tuned = [run for run in runs if run.peak_lr]
+    if not tuned:
+        return []
+    run = min(
+        tuned,
+        key=lambda run: (
+            abs(math.log(run.num_params / num_params)),
+            abs(math.log(run.global_batch_tokens / tokens)),
+        ),
+    )
+    rate = scale_sqrt(learning_rate=run.peak_lr or 0.0, kappa=tokens / run.global_batch_tokens)
+    return [
+        Caveat(
+            code="learning-rate-from-scratch",
+            text=f"For fine-tuning. Training from scratch would start from {run.run}'s "
+            f"{run.peak_lr:g} at {format_count(run.global_batch_tokens)} tokens: {rate:.3g} here.",
+        )
+    ]
 
 
 def _second_opinion(method: Method, hidden_size: int) -> Caveat:
@@ -331,13 +316,11 @@ def _extrapolated(rule: str, kappa: float) -> Caveat:
     )
 
 
-def _warmup(beta2: float | None, *, is_pretraining: bool) -> int | None:
-    """Return warm-up steps: LLaMA's for pre-training, else ``2 / (1 - beta2)``.
+def _warmup(beta2: float | None) -> int | None:
+    """Return warm-up steps ``2 / (1 - beta2)``, at most ``LONGEST_FINE_TUNING_WARMUP``.
 
     Source: Ma and Yarats, https://arxiv.org/abs/1910.04209 (untuned linear warm-up).
     """
-    if is_pretraining:
-        return PRETRAINING_WARMUP_STEPS
     if beta2 is None:
         return None
     return min(LONGEST_FINE_TUNING_WARMUP, math.ceil(2 / (1 - beta2)))

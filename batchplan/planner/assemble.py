@@ -96,11 +96,7 @@ def _learning_rate(question: Question, recipe: Recipe, batch: Batch) -> Learning
 
 def _unaccumulated_peak(pricer: Pricer, layout: Layout, batch: Batch) -> int | None:
     whole = batch.micro_batch * batch.accum_steps
-    is_priceable = (
-        pricer.counts_activations
-        and pricer.only_micro_batch(recipe=layout.recipe, seq_len=batch.seq_len) is None
-    )
-    if batch.accum_steps == 1 or whole > MAX_MICRO_BATCH or not is_priceable:
+    if batch.accum_steps == 1 or whole > MAX_MICRO_BATCH or not pricer.counts_activations:
         return None
     at_once = batch.model_copy(update={"micro_batch": whole, "accum_steps": 1})
     return pricer.price(recipe=layout.recipe, batch=at_once, cluster=layout.cluster).peak_bytes

@@ -32,10 +32,6 @@ class Pricer(Protocol):
         """Return the step timer of one layout; None when rates or shapes are unknown."""
         ...
 
-    def only_micro_batch(self, *, recipe: Recipe, seq_len: int) -> int | None:
-        """Return the one micro-batch that can be priced, or None when all can."""
-        ...
-
     def num_params(self, *, recipe: Recipe, seq_len: int) -> int:
         """Return the parameters of the whole model, adapters left out."""
         ...
@@ -74,10 +70,6 @@ class ProfilePricer:
             seq_len=seq_len,
         )
 
-    def only_micro_batch(self, *, recipe: Recipe, seq_len: int) -> int | None:  # noqa: ARG002 - all can
-        """Return None: a profile prices every micro-batch."""
-        return None
-
     def num_params(self, *, recipe: Recipe, seq_len: int) -> int:
         """Return the parameters of the whole model, adapters left out."""
         return self._profile(recipe, seq_len).num_params
@@ -112,10 +104,6 @@ class StatesPricer:
     def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:  # noqa: ARG002 - no shapes, no time
         """Return None: without shapes there are no FLOPs."""
         return None
-
-    def only_micro_batch(self, *, recipe: Recipe, seq_len: int) -> int | None:  # noqa: ARG002 - nothing depends on it
-        """Return 1: a larger micro-batch cannot be told from a smaller one."""
-        return 1
 
     def num_params(self, *, recipe: Recipe, seq_len: int) -> int:  # noqa: ARG002 - given
         """Return the parameters that were given."""

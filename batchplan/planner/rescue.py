@@ -319,9 +319,6 @@ def _try(
 
 def _priced(question: Question, start: Plan, attempt: Attempt) -> Plan | None:
     pricer = question.pricer
-    only = pricer.only_micro_batch(recipe=attempt.recipe, seq_len=attempt.seq_len)
-    if pricer.counts_activations and only not in (None, attempt.micro_batch):
-        return None
     layout = Layout(recipe=attempt.recipe, cluster=attempt.cluster)
     batch = Batch(
         micro_batch=attempt.micro_batch,

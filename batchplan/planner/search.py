@@ -159,11 +159,8 @@ def _fitting(
     pricer, num_ranks = question.pricer, layout.cluster.num_ranks
     largest = largest_micro_batch(space=space, num_ranks=num_ranks, target=target)
     smallest = space.micro_batch or 1
-    only = pricer.only_micro_batch(recipe=layout.recipe, seq_len=space.seq_len)
-    if only is not None and (pricer.counts_activations or space.micro_batch is None):
-        if not smallest <= only <= largest:
-            return
-        smallest = largest = only
+    if not pricer.counts_activations and space.micro_batch is None:
+        largest = 1  # States alone cannot tell a larger micro-batch from a smaller one.
     reach: dict[bool, int] = {}
 
     def largest_fit(*, accumulates: bool) -> int:
@@ -296,8 +293,7 @@ def _closest(
     """Return the candidate with the least excess: every layout at its smallest micro-batch."""
     smallest: tuple[int, Layout, Batch, Estimate] | None = None
     for layout in tried:
-        only = question.pricer.only_micro_batch(recipe=layout.recipe, seq_len=space.seq_len)
-        micro_batch = space.micro_batch or only or 1
+        micro_batch = space.micro_batch or 1
         num_ranks = layout.cluster.num_ranks
         choices = accum_choices(
             space=space, micro_batch=micro_batch, num_ranks=num_ranks, target=target

@@ -18,9 +18,12 @@ PROGRESS = "progress: "
 TIMEOUT_SECONDS = 900
 
 # The worker is loaded by path under a name of its own: the interpreter may not have batchplan,
-# and must not see the modules that happen to lie beside the worker.
+# and must not see the modules that happen to lie beside the worker or in the current folder.
 _BOOTSTRAP = """
-import importlib.util, sys
+import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]
+import importlib.util
 where = sys.argv[1]
 spec = importlib.util.spec_from_file_location(
     "batchplan_worker", where + "/__init__.py", submodule_search_locations=[where]

@@ -123,8 +123,6 @@ def _optimizer(job: Job, *, in_deepspeed: bool) -> Iterator[Setting]:
         yield Setting("optim", name)
     if recipe.optimizer is Optimizer.SGD_MOMENTUM:
         yield Setting("optim_args", "momentum=0.9")
-    if job.plan.learning_rate.beta2 is not None:
-        yield Setting("adam_beta2", _rounded(job.plan.learning_rate.beta2))
 
 
 def _rounded(value: float) -> float:

@@ -1,0 +1,34 @@
+"""The same surroundings for every test, whatever the developer's own are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, not wrong; on CI the same examples run every time.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+UNWANTED = (
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE"),
+    *("BATCHPLAN_DEBUG", "COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS"),
+    "TTY_COMPATIBLE",
+)
+"""Settings of the developer's shell that would change what a test sees."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run its own caches; xdist's workers inherit them, so a trace is made once."""
+    for name in UNWANTED:
+        os.environ.pop(name, None)
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="batchplan-tests-")
+    os.environ["BATCHPLAN_CACHE"] = os.path.join(folder, "profiles")  # noqa: PTH118
+    os.environ["HF_HOME"] = os.path.join(folder, "huggingface")  # noqa: PTH118
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -1,0 +1,54 @@
+"""Trace whole models, uncut: the slow oracle of the fold. Run as a script, in its own process.
+
+Reads a JSON list of {"request", "micro_batch", "seq_len"} on stdin; prints for each the highest
+live activation-and-gradient bytes of a first and of a second micro-batch. It shares the recorder
+and the stand-ins for GPU kernels with the worker, and nothing of stages, kinds or polynomials.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from batchplan.trace.worker import build, kernels
+from batchplan.trace.worker.recorder import Recorder
+from batchplan.trace.worker.step import _autocast
+
+
+def keep_all(config: Any, stacks: list[build.Stack]) -> None:
+    """Stand in for ``build._cut``."""
+    for stack in stacks:
+        stack.kept = list(range(len(stack.kinds)))
+
+
+def peaks(case: dict[str, Any]) -> list[int]:
+    """Return the peak of the first and of the second micro-batch."""
+    built = build.build(case["request"])
+    build.answer_for_transformers()
+    shape = (case["micro_batch"], case["seq_len"])
+    with FakeTensorMode():
+        tensors = build.to_fake(built.model)
+        batches = [[torch.zeros(*shape, dtype=torch.long) for _ in range(2)] for _ in range(2)]
+        recorder = Recorder([*tensors, *batches[0], *batches[1]])
+        found = []
+        for ids, labels in batches:
+            gc.collect()
+            start = len(recorder.live_after)
+            with recorder:
+                with _autocast(case["request"]):
+                    loss = built.model(input_ids=ids, labels=labels).loss
+                loss.backward()
+                del loss
+            found.append(max(recorder.live_after[start:]))
+    return found
+
+
+if __name__ == "__main__":
+    build._cut = keep_all
+    kernels.install("flash")
+    json.dump([peaks(case) for case in json.load(sys.stdin)], sys.stdout)
