@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Caveat, Recipe
-from batchplan.trace import activation_profile
+from batchplan.trace import activation_profile, stop_workers
 
 OnProgress = Callable[[str], None]
 
@@ -43,6 +44,23 @@ class Profiles:
         """What went wrong without changing an answer, such as a cache that cannot be written."""
         texts = dict.fromkeys(self._warnings)
         return tuple(Caveat(code="profile-cache", text=text) for text in texts)
+
+    def fetch(self, recipes: Sequence[Recipe], seq_len: int) -> None:
+        """Trace what is not cached of several recipes at once, each in a process of its own.
+
+        Raises:
+            TraceError: when the model's code cannot be traced.
+        """
+        if self._request.resolved is None or len(recipes) < 2:
+            return
+        with ThreadPoolExecutor(max_workers=len(recipes)) as pool:
+            waiting = [pool.submit(self, recipe, seq_len) for recipe in recipes]
+            try:
+                for one in waiting:
+                    one.result()
+            except BaseException:
+                stop_workers()
+                raise
 
     def __call__(self, recipe: Recipe, seq_len: int) -> ActivationProfile:
         """Return the profile of ``recipe`` at ``seq_len``.

@@ -118,6 +118,10 @@ def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
     """Run the search, with the model's profiles or on states alone."""
     pricer: ProfilePricer | StatesPricer
     if request.num_params is None:
+        ways = [
+            asked.recipe.model_copy(update={"checkpointing": c}) for c in asked.space.checkpointings
+        ]
+        profiles.fetch(ways, asked.space.seq_len)
         pricer = ProfilePricer(profiles=profiles, gpu=request.gpu)
     else:
         pricer = StatesPricer(

@@ -36,6 +36,15 @@ sys.exit(main())
 """
 
 
+_running: set[subprocess.Popen[str]] = set()
+
+
+def stop_workers() -> None:
+    """Kill every worker of this process; whoever waits for one sees it end."""
+    for child in list(_running):
+        child.kill()
+
+
 def run_worker(
     request: dict[str, Any],
     *,
@@ -73,6 +82,7 @@ def run_worker(
             child.kill()
 
         timer = threading.Timer(TIMEOUT_SECONDS, expire)
+        _running.add(child)
         try:
             listener.start()
             timer.start()
@@ -82,6 +92,7 @@ def run_worker(
             child.kill()
             raise
         finally:
+            _running.discard(child)
             timer.cancel()
         listener.join(timeout=5)
     if expired.is_set():
