@@ -14,9 +14,7 @@ from console_blocks import ROOT, Block, console_blocks, differs, run
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
-    block
-    for page in PAGES
-    for block in console_blocks(page.read_text(encoding="utf-8"), page.name)
+    block for page in PAGES for block in console_blocks(page.read_text(encoding="utf-8"), page.name)
 ]
 
 

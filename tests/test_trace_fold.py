@@ -13,7 +13,8 @@ from strategies import A100
 
 from batchplan.memory import prepare
 from batchplan.memory.activations import fold
-from batchplan.sources import resolve_model
+from batchplan.profile import SCHEMA_VERSION, ActivationProfile
+from batchplan.sources import list_models, resolve_model
 from batchplan.spec import Cluster, Recipe
 from batchplan.trace import activation_profile
 from batchplan.trace.request import trace_request
@@ -70,37 +71,87 @@ def request_of(config: dict[str, Any], recipe: Recipe, seq_len: int) -> dict[str
     return trace_request(config=config, model_ref="", recipe=recipe, seq_len=seq_len)
 
 
-@pytest.fixture(scope="module")
-def whole_peaks() -> dict[Any, list[int]]:
-    asked = [
-        {
-            "request": request_of(config_of(model), RECIPES[name], seq_len),
-            "micro_batch": MICRO_BATCH,
-            "seq_len": seq_len,
-        }
-        for model, seq_len, name in CASES
-    ]
+def run_script(name: str, asked: list[Any]) -> list[Any]:
+    """Run one of the scripts beside this file on a list of cases."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "whole_model.py")],
+        [sys.executable, str(Path(__file__).parent / name)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
         check=True,
         timeout=1200,
     )
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+    replies: list[Any] = json.loads(done.stdout)
+    return replies
+
+
+@pytest.fixture(scope="module")
+def folded_and_whole() -> dict[Any, tuple[ActivationProfile, list[int]]]:
+    requests = [request_of(config_of(model), RECIPES[name], s) for model, s, name in CASES]
+    whole = [
+        {"request": request, "micro_batch": MICRO_BATCH, "seq_len": request["seq_len"]}
+        for request in requests
+    ]
+    replies = run_script("many_traces.py", requests)
+    profiles = [profile_of(reply) for reply in replies]
+    return dict(
+        zip(CASES, zip(profiles, run_script("whole_model.py", whole), strict=True), strict=True)
+    )
+
+
+def profile_of(reply: dict[str, Any]) -> ActivationProfile:
+    return ActivationProfile.from_dict({"schema_version": SCHEMA_VERSION, **reply["profile"]})
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("whole")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
-def test_the_fold_of_stages_equals_the_trace_of_the_whole_model(case, whole_peaks):
-    model, seq_len, name = case
-    profile = activation_profile(config=config_of(model), recipe=RECIPES[name], seq_len=seq_len)
+def test_the_fold_of_stages_equals_the_trace_of_the_whole_model(case, folded_and_whole):
+    _, seq_len, name = case
+    profile, peaks = folded_and_whole[case]
     setting = prepare(profile=profile, recipe=RECIPES[name], cluster=Cluster(), gpu=A100)
-    for life, whole in zip(setting.lives(2), whole_peaks[case], strict=True):
+    for life, whole in zip(setting.lives(2), peaks, strict=True):
         instants = fold(profile=profile, micro_batch=MICRO_BATCH, seq_len=seq_len, life=life)
         assert max(i.num_bytes for i in instants) == pytest.approx(whole, rel=0.01)
+
+
+def families() -> list[str]:
+    """One model of every family and class in the catalog."""
+    found: dict[Any, str] = {}
+    for model in list_models():
+        config = resolve_model(model.id).config
+        found.setdefault((config["model_type"], *config["architectures"]), model.id)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def family_replies() -> dict[str, dict[str, Any]]:
+    requests = []
+    for model in families():
+        resolved = resolve_model(model)
+        seq_len = min(resolved.info.max_seq_len or 1024, 1024)
+        requests.append(
+            request_of(resolved.config, Recipe(numerics="bf16", checkpointing="full"), seq_len)
+        )
+    return dict(zip(families(), run_script("many_traces.py", requests), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("families")
+@pytest.mark.parametrize("model", families())
+def test_every_family_of_the_catalog_is_traced(model: str, family_replies: Any):
+    """The whole config: parameters as published, every layer counted, gradients for all."""
+    reply = family_replies[model]
+    assert "error" not in reply, reply
+    profile = profile_of(reply)
+    row = next(row for row in list_models() if row.id == model)
+    assert profile.num_params == pytest.approx(
+        row.num_params, rel=0 if row.num_params_exact else 0.05
+    )
+    resolved = resolve_model(model)
+    assert profile.num_layers == resolved.info.num_layers
+    assert profile.trainable_params == pytest.approx(profile.num_params, rel=0.002)
+    assert profile.max_error < 0.005
 
 
 # Korthikanti et al. 2022, arXiv 2205.05198, equation 1: a layer of a GPT block keeps
@@ -171,15 +222,7 @@ def logs_of(*, tied: bool) -> dict[tuple[str, str], tuple[list[int], list[int]]]
         )
         for kind, checkpointing in cases
     ]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "real_tensors.py")],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return dict(zip(cases, json.loads(done.stdout), strict=True))
+    return dict(zip(cases, run_script("real_tensors.py", asked), strict=True))
 
 
 @pytest.mark.slow

@@ -236,12 +236,7 @@ def _fp32_under_autocast(original: Callable[..., Any]) -> Callable[..., Any]:
     return widened
 
 
-def install(attention: str) -> None:
-    """Replace the functions above for the rest of the process.
-
-    Args:
-        attention: ``flash`` also replaces transformers' entry for FlashAttention-2.
-    """
+def _install_functions() -> None:
     functional = torch.nn.functional
     functional.scaled_dot_product_attention = scaled_dot_product_attention
     functional.dropout = dropout
@@ -252,6 +247,16 @@ def install(attention: str) -> None:
         for name in names:
             if hasattr(owner, name):
                 setattr(owner, name, _fp32_under_autocast(getattr(owner, name)))
+
+
+def install(attention: str) -> None:
+    """Replace the functions above for the rest of the process; once is enough.
+
+    Args:
+        attention: ``flash`` also replaces transformers' entry for FlashAttention-2.
+    """
+    if torch.nn.functional.dropout is not dropout:
+        _install_functions()
     if attention == "flash":
         try:
             from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
