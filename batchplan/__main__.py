@@ -1,5 +1,22 @@
-"""``python -m batchplan``."""
+"""``python -m batchplan`` and the ``batchplan`` command."""
 
-from batchplan.cli.main import main
+from __future__ import annotations
 
-main()
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is still loading is one line as well."""
+    try:
+        from batchplan.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -88,6 +88,10 @@ class StageProfile:
     """Query heads times head size, for the score FLOPs; 0 without attention."""
     attention_window: int | None = None
     """Sliding window in tokens; None attends to everything."""
+    attends_causally: bool = True
+    """Whether self-attention sees earlier tokens only."""
+    num_attentions: int = 1
+    """Attentions of a layer; the second is cross-attention, which sees every key."""
 
     @property
     def is_layer(self) -> bool:

@@ -6,7 +6,7 @@ Every spec is immutable, refuses a misspelt field, and has defaults that pass it
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -159,6 +159,7 @@ class Gpu(Spec):
     """What torch reports as total memory (the least seen), not the box's figure."""
     context_bytes: Annotated[int, Field(ge=0)] = 0
     """CUDA context and what the driver takes for a process that runs kernels."""
+    context_source: str = ""
     bf16_tflops: float | None = None
     """Dense 16-bit rate in units of 10**12/s: bf16 where native, otherwise fp16."""
     bandwidth_gb_per_s: float | None = None
@@ -172,13 +173,37 @@ class Gpu(Spec):
     confidence: str = ""
 
 
+DEVICES_IN_A_NODE = 8
+"""More devices than this are taken to need more nodes."""
+
+
+def nodes_for(num_ranks: int, *, at_least: int = 1) -> int:
+    """Return the fewest nodes of ``DEVICES_IN_A_NODE`` over which devices divide evenly.
+
+    >>> [nodes_for(ranks) for ranks in (8, 9, 12, 32)]
+    [1, 3, 2, 4]
+    """
+    fewest = max(at_least, -(-num_ranks // DEVICES_IN_A_NODE))
+    return next(nodes for nodes in range(fewest, num_ranks + 1) if num_ranks % nodes == 0)
+
+
 class Cluster(Spec):
     """The devices that train together."""
 
     num_ranks: Annotated[int, Field(ge=1, le=MAX_RANKS)] = 1
     num_nodes: Annotated[int, Field(ge=1, le=MAX_RANKS)] = 1
-    inter_node_gb_per_s: float = 25.0
+    """Left out, it is ``nodes_for(num_ranks)``."""
+    inter_node_gb_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 25.0
     """One direction per GPU between nodes; 25 GB/s is a 200 Gb/s adapter for each GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough_nodes(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "num_nodes" in data:
+            return data
+        ranks = data.get("num_ranks", 1)
+        known = type(ranks) is int and 1 <= ranks <= MAX_RANKS
+        return {**data, "num_nodes": nodes_for(ranks)} if known else data
 
     @model_validator(mode="after")
     def _ranks_fill_nodes(self) -> Cluster:

@@ -93,11 +93,11 @@ def parse_percent(text: str) -> float:
 def format_bytes(num_bytes: int) -> str:
     """Return bytes as GiB with two decimals, or MiB below a tenth of a GiB.
 
-    >>> format_bytes(25769803776), format_bytes(-5 * 2**20)
-    ('24.00 GiB', '-5.0 MiB')
+    >>> format_bytes(25769803776), format_bytes(-5 * 2**20), format_bytes(2**41)
+    ('24.00 GiB', '-5.0 MiB', '2,048.00 GiB')
     """
     if abs(num_bytes) >= GIB // 10:
-        return f"{num_bytes / GIB:.2f} GiB"
+        return f"{num_bytes / GIB:,.2f} GiB"
     return f"{num_bytes / MIB:.1f} MiB"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     if hasattr(config, "workerinput"):
         return
+    # A shell starts what runs in the background with Ctrl-C ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = tempfile.mkdtemp(prefix="batchplan-tests-")
     os.environ["BATCHPLAN_CACHE"] = os.path.join(folder, "profiles")  # noqa: PTH118
     os.environ["HF_HOME"] = os.path.join(folder, "huggingface")  # noqa: PTH118

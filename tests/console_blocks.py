@@ -1,4 +1,8 @@
-"""Commands and their outputs as documents show them, and what the commands really print."""
+"""Commands and their outputs as documents show them, and what the commands really print.
+
+Run as a program with pages as arguments, it writes what is printed now into them. A block that
+leaves lines out is only reported: which lines to show is a choice.
+"""
 
 from __future__ import annotations
 
@@ -103,3 +107,24 @@ def _lines(text: str) -> list[str]:
 
 def _part(lines: list[str]) -> str:
     return "\n".join(lines) or "(no further line)"
+
+
+def refresh(page: Path, folder: Path) -> None:
+    """Write into a page what its commands print now."""
+    text = page.read_text(encoding="utf-8")
+    for block in console_blocks(text, page.name):
+        printed = run(block, folder)
+        if differs(block.shown, printed) is None:
+            continue
+        if LEFT_OUT in _lines(block.shown):
+            print(f"{block.place}: differs and leaves lines out; now printed:\n{printed}")
+            continue
+        before = f"$ {block.command}\n{block.shown}"
+        after = f"$ {block.command}\n" + "\n".join(_lines(printed)) + "\n"
+        text = text.replace(before, after, 1)
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        refresh(Path(name), ROOT)

@@ -35,6 +35,8 @@ def toy_profile(
     lora_rank: int = 8,
     checkpointing: Checkpointing = Checkpointing.NONE,
     architecture: str = "ToyForCausalLM",
+    attends_causally: bool = True,
+    num_attentions: int = 1,
     attention_window: int | None = None,
 ) -> ActivationProfile:
     """A decoder with untied embedding and head, 12 h^2 a layer, 34 h bytes kept a token."""
@@ -70,6 +72,8 @@ def toy_profile(
             flops_params=flops + extra,
             attention_width=q,
             attention_window=attention_window if q else None,
+            attends_causally=attends_causally,
+            num_attentions=num_attentions if q else 0,
         )
 
     return ActivationProfile(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -15,6 +18,7 @@ import batchplan
 from batchplan.api.devices import device_counts
 from batchplan.api.recipes import checkpoint_numerics
 from batchplan.errors import BatchplanError, NoPlanError, SpecError, UnknownNameError
+from batchplan.render.recommend import print_recommendation
 from batchplan.spec import Numerics, Recipe, Sharding
 
 
@@ -109,7 +113,7 @@ def test_a_bf16_checkpoint_is_estimated_as_the_trainer_would_load_it(toy_model):
     assert answer.recipe.sync_each_batch is False
     assert answer.batch.micro_batch == 8
     (caveat,) = [c for c in answer.caveats if c.code == "trainer-defaults"]
-    assert "numerics bf16" in caveat.text
+    assert "micro-batch 8, accum-steps 1, numerics bf16" in caveat.text
     answer = batchplan.estimate("qwen2.5-0.5b", gpu="a100-80gb", sharding="zero2", devices=4)
     assert answer.recipe.numerics is Numerics.BF16_MASTER
 
@@ -289,8 +293,6 @@ def test_the_sequence_length_defaults_to_4096_or_what_the_model_reaches(toy_mode
 
 
 def test_the_training_environment_and_remote_code_reach_the_trace(toy_model, tmp_path):
-    import sys
-
     batchplan.estimate("qwen2.5-0.5b", gpu="a100-80gb", python=sys.executable)
     assert str(toy_model.asked[-1]["python"]) == sys.executable
     assert toy_model.asked[-1]["trust_remote_code"] is False
@@ -311,3 +313,124 @@ def test_learning_rates_convert_between_tokens_and_sequences():
     answer = batchplan.learning_rate(lr=1e-4, from_batch="65536k", to_batch=32, seq_len=2048)
     assert answer.learning_rate.value == pytest.approx(1e-4 * math.sqrt(32 / 32_000))
     assert answer.to_dict()["unit"] == "sequences"
+
+
+def page_of(answer, width: int = 200, **changes) -> str:
+    """Return the page of an answer, with fields of its best plan changed."""
+    document = answer.to_dict()
+    document["plans"][0] |= changes
+    file = io.StringIO()
+    print_recommendation(document, file=file, width=width)
+    return file.getvalue()
+
+
+def planned(**options):
+    known = {"gpu": "a100-80gb", "seq_len": 1024, "target_sequences": 64}
+    return batchplan.recommend("qwen2.5-0.5b", **(known | options))
+
+
+def test_only_sizes_that_the_trainer_chose_are_said_to_be_its_own(toy_model):
+    answer = batchplan.estimate("qwen2.5-0.5b", gpu="a100-80gb", micro_batch=2)
+    (caveat,) = [c for c in answer.caveats if c.code == "trainer-defaults"]
+    assert "micro-batch" not in caveat.text
+    assert "accum-steps 1" in caveat.text
+    answer = batchplan.estimate(params="7e9", gpu="80GB")
+    (caveat,) = [c for c in answer.caveats if c.code == "trainer-defaults"]
+    assert "accum-steps" not in caveat.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 1), (9, 1), (50, 5), (99, 9), (500, 50), (1000, 100), (10**6, 100)]
+)
+def test_warmup_is_at_most_a_tenth_of_the_epoch_everywhere(toy_model, steps, warmup):
+    answer = planned(target_sequences=128, epoch_tokens=steps * 128 * 1024)
+    document = answer.to_dict()
+    assert answer.plans[0].batch.global_batch_size == 128
+    assert document["epoch"]["steps"] == steps
+    settings_ = yaml.safe_load(answer.config()[0].text)
+    assert settings_["warmup_steps"] == warmup
+    assert settings_["num_train_epochs"] == 1
+    assert document["plans"][0]["learning_rate"]["warmup_steps"] == warmup
+    page = page_of(answer)
+    assert f"warm up over {warmup:,} steps" in page
+    assert f"warmup_steps: {warmup} " in page
+    assert ("Fewer than 100 optimizer steps" in page) is (steps < 100)
+    assert [c["code"] for c in document["epoch"]["caveats"]] == ["few-steps"] * (steps < 100)
+
+
+def test_without_an_epoch_its_length_is_left_to_the_trainer(toy_model):
+    answer = planned()
+    assert answer.to_dict()["epoch"] is None
+    assert "num_train_epochs" not in yaml.safe_load(answer.config()[0].text)
+
+
+def test_accumulating_is_said_to_save_or_to_cost_by_its_sign(toy_model):
+    answer = planned(micro_batch=2, target_sequences=64)
+    peak = answer.plans[0].memory.peak_bytes
+    page = page_of(answer, peak_bytes_without_accumulation=peak + 2 * 2**30)
+    assert "accumulating saves 2.00 GiB, for the same optimizer step." in page
+    page = page_of(answer, peak_bytes_without_accumulation=peak - 2 * 2**30)
+    assert "accumulating costs 2.00 GiB, because gradients stay resident" in page
+    assert "saves" not in page
+
+
+def test_the_base_of_a_learning_rate_is_named_once(toy_model):
+    page = page_of(planned(method="lora"))
+    assert "at 16 sequences: 10 × " in page
+    assert page.count("LoRA Without Regret") == page.count("ms-swift") == 1
+    assert "))" not in page.partition("Learning rate")[2].partition("Keep in mind")[0]
+    assert page.lower().count("sweep 0.5, 1 and 2 times the value.") == 1
+    assert page_of(planned()).count("ms-swift") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shown"),
+    [
+        ({"target_tokens": "2M"}, True),
+        ({"target_tokens": "2M", "method": "lora"}, False),
+        ({"target_tokens": "2M", "method": "qlora"}, False),
+        ({"target_tokens": "8k"}, False),
+    ],
+)
+def test_pretraining_runs_are_shown_where_they_compare(toy_model, options, is_shown):
+    answer = planned(**{"target_sequences": None, **options})
+    assert bool(answer.reference_runs) is is_shown
+    assert ("Published pre-training runs, for comparison:" in page_of(answer)) is is_shown
+
+
+def test_a_cache_that_cannot_be_used_is_told_once(toy_model, monkeypatch):
+    def profile(*, recipe, seq_len, on_warning, **_):
+        on_warning(f"The profile cache cannot be used: {recipe.checkpointing}")
+        on_warning(f"The profile could not be cached: {recipe.checkpointing}")
+        return toy_profiles(recipe, seq_len)
+
+    monkeypatch.setattr("batchplan.api.profiles.activation_profile", profile)
+    caveats = [c for c in planned().to_dict()["caveats"] if c["code"] == "profile-cache"]
+    assert len(caveats) == 1
+
+
+def test_the_training_environment_is_asked_for_its_versions_once(toy_model, monkeypatch, tmp_path):
+    from batchplan.trace import environment
+
+    asked = []
+    real = subprocess.run
+
+    def count(command, **options):
+        asked.append(command)
+        return real([sys.executable, *command[1:]], **options)
+
+    monkeypatch.setattr(environment.subprocess, "run", count)
+    python = tmp_path / "python"
+    python.touch()
+    batchplan.estimate("qwen2.5-0.5b", gpu="a100-80gb", python=python)
+    assert environment.library_versions(python)["transformers"]
+    assert len(asked) == 1
+
+
+def test_qlora_words_its_base_and_its_adapters():
+    from batchplan.api.recipes import numerics_words
+
+    recipe = Recipe(method="qlora", numerics="bf16", adapter_dtype="bf16")
+    assert numerics_words(recipe).startswith("base nf4, adapters bf16, gradients bf16")
+    assert numerics_words(Recipe(numerics="bf16")) == "bf16"
+    assert "moments" not in numerics_words(Recipe(optimizer="sgd", weight_dtype="fp16"))

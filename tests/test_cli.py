@@ -70,7 +70,12 @@ def test_the_exit_code_is_the_truth(arguments, code):
     [
         (["estimate"], "--gpu is missing"),
         (["estimate", "--gpu", "80GB"], "MODEL"),
+        (["recommend", "--gpu", "80GB"], "Name a MODEL, or give --params COUNT"),
         (["estimate", "x", *PARAMS], "not both"),
+        (["estimate", *PARAMS, "--seq-len", "-5"], "above zero"),
+        (["estimate", *PARAMS, "--seq-len", "0"], "above zero"),
+        ([*PLANNED, "-o", "plan.json"], "Name a .yaml file"),
+        ([*PLANNED, "-o", "plan.ds.json"], "Name a .yaml file"),
         (["estimate", "--params", "7e9", "--gpu", "80"], "no unit"),
         (["estimate", "--params", "7e9", "--gpu", "a100-80g"], "a100-80gb"),
         (["estimate", "--params", "0", "--gpu", "80GB"], "above zero"),
@@ -153,6 +158,60 @@ def test_nothing_fits_names_the_closest_miss_its_excess_and_the_ladder():
     assert done.stdout.index("--sharding zero3") < done.stdout.index("--offload optimizer")
 
 
+def test_the_rows_are_said_to_be_the_best_of_each_layout():
+    done = run(*PLANNED)
+    searched = json.loads(run(*PLANNED, "--json").stdout)["searched"]
+    assert f"({searched} candidates priced; the best of each layout)" in done.stdout
+    assert "tried" not in done.stdout
+
+
+def test_terms_too_small_to_show_are_shown_when_asked_and_always_counted():
+    arguments = ["estimate", "--params", "1e12", "--gpu", "80GB", "--activations", "1MB"]
+    page, everything = run(*arguments).stdout, run(*arguments, "-v").stdout
+    assert "activations saved" not in page
+    assert "activations saved" in everything
+    assert "activations saved" not in run(*arguments, "--explain").stdout
+    sums = [
+        next(line.split() for line in text.splitlines() if line.startswith("peak"))
+        for text in (page, everything)
+    ]
+    assert sums[0] == sums[1]
+    memory = json.loads(run(*arguments, "--json").stdout)["memory"]
+    assert "activations saved" in {term["name"] for term in memory["terms"]}
+
+
+def test_large_numbers_have_thousands_separators():
+    page = run("estimate", "--params", "1e12", "--gpu", "80GB", "--accum-steps", "1024").stdout
+    assert "Batch: 1 × 1,024 × 1 " in page
+    assert " over the 74.51 GiB" in page
+    assert not [word for word in page.split() if word.partition(".")[0].isdigit() and len(word) > 6]
+
+
+def test_dtypes_given_apart_are_what_the_page_says():
+    overrides = ["--weight-dtype", "fp16", "--grad-dtype", "fp32", "--optimizer-dtype", "fp32"]
+    page = run("estimate", *PARAMS, *overrides, "--no-master-weights", COLUMNS="200").stdout
+    assert "weights fp16, gradients fp32, moments fp32, no master copies" in page
+    assert "numerics" not in page
+    eight = ["recommend", *PARAMS, "--devices", "8"]
+    page = run(*eight, *overrides, "--no-master-weights", COLUMNS="200").stdout
+    assert "full, weights fp16, gradients fp32, moments fp32, no master copies" in page
+    assert "No --numerics given" not in page
+    page = run(*eight, "--weight-dtype", "fp16", COLUMNS="200").stdout
+    assert "with fp32 copies" not in page
+    assert "fills in the dtypes that were not given (weights fp16, gradients bf16" in page
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_no_model_id_is_folded(columns):
+    page = run("models", COLUMNS=columns).stdout.splitlines()
+    first_words = {line.split(" ")[0] for line in page}
+    ids = {row["id"] for row in json.loads(run("models", "--json").stdout)["models"]}
+    assert ids <= first_words
+    assert all(len(line) <= int(columns) for line in page)
+    aliases = {word.strip(",") for line in page for word in line.split()[-3:]}
+    assert ("meta-llama/Meta-Llama-3.1-70B-Instruct" in aliases) is (columns == "140")
+
+
 @pytest.mark.parametrize("columns", ["80", "140"])
 @pytest.mark.parametrize("arguments", [PLANNED, [*PLANNED, "--explain"], MISSED, ["runs"]])
 def test_pages_keep_to_the_width_and_leave_no_trailing_space(arguments, columns):
@@ -224,6 +283,56 @@ def test_a_file_that_cannot_be_written_is_exit_2_and_leaves_nothing(tmp_path, ta
     assert "Cannot write" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
+def test_a_link_is_written_through_and_stays_a_link(tmp_path, there):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "answer.json", tmp_path / "link.json"
+    if there:
+        target.write_text("old")
+    link.symlink_to(target)
+    done = run("estimate", *PARAMS, "--json", "-o", str(link))
+    assert done.returncode in (0, 3), done.stderr
+    assert link.is_symlink()
+    assert target.read_text() == done.stdout
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["answer.json", "link.json"]
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_no_file_is_refused_and_left_as_it_is(tmp_path, through_a_link):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    output = pipe
+    if through_a_link:
+        output = tmp_path / "link"
+        output.symlink_to(pipe)
+    done = run("estimate", *PARAMS, "-o", str(output))
+    assert done.returncode == 2
+    assert "a device or a pipe" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert pipe.is_fifo()
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    done = run("estimate", *PARAMS, "-o", str(loop))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: Cannot write {loop}")
+
+
+def test_what_a_config_names_is_written_through_a_link_too(tmp_path):
+    from batchplan.cli.output import write_files
+
+    target, link = tmp_path / "target", tmp_path / "plan.ds.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_files([(link, "new")])
+    assert link.is_symlink()
+    assert target.read_text() == "new"
 
 
 def test_a_config_without_a_model_is_refused(tmp_path):

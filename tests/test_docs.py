@@ -13,9 +13,9 @@ import pytest
 from console_blocks import ROOT
 
 import batchplan
-from batchplan.memory.numerics import BYTES_PER_ELEMENT, resolve_dtypes
-from batchplan.memory.sharding import RULES
 from batchplan.spec import Numerics, Recipe
+from batchplan.states.numerics import BYTES_PER_ELEMENT, resolve_dtypes
+from batchplan.states.sharding import RULES
 from batchplan.units import GIB
 
 MEMORY = (ROOT / "docs" / "memory-model.md").read_text(encoding="utf-8")

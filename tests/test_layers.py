@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from console_blocks import ROOT
@@ -14,7 +16,17 @@ HEAVY = frozenset(
     {"torch", "transformers", "accelerate", "peft", "numpy", "huggingface_hub", "typer", "rich"}
 )
 CORE = (
-    *("units", "errors", "spec", "profile", "memory", "throughput", "learning", "planner"),
+    *(
+        "units",
+        "errors",
+        "spec",
+        "profile",
+        "states",
+        "memory",
+        "throughput",
+        "learning",
+        "planner",
+    ),
     "trainers",
 )
 OUTSIDE = ("api", "sources", "trace")
@@ -78,3 +90,23 @@ def test_the_check_looks_at_every_module_of_a_package():
 def test_the_check_of_what_is_loaded_can_fail():
     _, loaded = loaded_by("batchplan.cli.main")
     assert "typer" in loaded & HEAVY
+
+
+def contract(name: str) -> dict:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = declared["tool"]["importlinter"]["contracts"]
+    return next(item for item in contracts if item["name"] == name)
+
+
+def test_contributing_shows_the_layers_that_are_checked():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Layers")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| `batchplan.")]
+    shown = [set(re.findall(r"`(batchplan\.\w+)`", row.split("|")[1])) for row in rows]
+    declared = contract("Layers import only downwards")["layers"]
+    assert [set(re.findall(r"[\w.]+", layer)) for layer in declared] == shown
+
+
+def test_the_modules_whose_imports_are_watched_are_those_of_the_contract():
+    declared = contract("The arithmetic core stays light")["source_modules"]
+    assert {name.removeprefix("batchplan.") for name in declared} == set(CORE)

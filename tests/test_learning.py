@@ -277,3 +277,17 @@ def test_advice_is_always_a_positive_finite_rate(method, optimizer, params, size
     assert 0 < advice.value < float("inf")
     assert advice.beta2 is None or 0.9 <= advice.beta2 <= 1
     assert advice.warmup_steps is None or advice.warmup_steps >= 1
+
+
+def test_the_source_of_a_lora_rate_is_one_clean_sentence():
+    advice = ask(method=Method.LORA)
+    assert advice.base.source == (
+        "10 × ms-swift's full fine-tuning default of 1e-05 (LoRA Without Regret)"
+    )
+
+
+def test_the_caveat_of_an_untuned_rate_leaves_the_base_to_the_base():
+    (text,) = [c.text for c in ask().caveats if c.code == "learning-rate-not-tuned"]
+    assert text == (
+        "A documented starting point, not tuned for your data: sweep 0.5, 1 and 2 times the value."
+    )

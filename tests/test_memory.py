@@ -12,7 +12,6 @@ from strategies import A100, EMPTY_PASS, toy_profile
 from batchplan.errors import SpecError
 from batchplan.memory import estimate, estimate_states
 from batchplan.memory.activations import GradientLife, fold
-from batchplan.memory.sharding import RULES
 from batchplan.profile import ActivationProfile
 from batchplan.spec import (
     Batch,
@@ -26,6 +25,7 @@ from batchplan.spec import (
     Recipe,
     Sharding,
 )
+from batchplan.states.sharding import RULES
 
 WORKSPACES = 2 * 8_519_680
 SHARDINGS = [sharding for sharding in Sharding if sharding is not Sharding.FSDP_HYBRID]

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import A100, H100, TOY_MODEL, toy_profile, toy_profiles
 
+import batchplan
 from batchplan.errors import SpecError, TraceError
 from batchplan.memory import Estimate, Term
-from batchplan.planner import SearchSpace, StatesPricer, search, search_with
+from batchplan.planner import ProfilePricer, SearchSpace, StatesPricer, search
 from batchplan.spec import (
     Batch,
     BatchGoal,
@@ -100,7 +101,7 @@ class FakePricer:
 
 def find(pricer=None, *, budget=10**6, goal=None, recipe=None, limit=5, gpu=A100, **space):
     space = {"num_ranks": (8,), "seq_len": 1024, **space}
-    return search_with(
+    return search(
         pricer=pricer or FakePricer(gpu=gpu),
         recipe=recipe or Recipe(),
         space=SearchSpace(**space),
@@ -180,7 +181,7 @@ def test_the_ladder_for_13b_on_four_40_gb_cards_is_zero3_then_offload():
 
 
 def thirteen_billion(sharding: str):
-    return search_with(
+    return search(
         pricer=StatesPricer(num_params=13 * 10**9),
         recipe=Recipe(**EXPLICIT),
         space=SearchSpace(num_ranks=(4,), seq_len=2048, shardings=(Sharding(sharding),)),
@@ -191,7 +192,7 @@ def thirteen_billion(sharding: str):
 
 
 def test_one_rank_of_seven_billion_parameters_needs_the_lessons_98_gb():
-    answer = search_with(
+    answer = search(
         pricer=StatesPricer(num_params=7 * 10**9, activation_bytes=2 * 10**9),
         recipe=Recipe(**EXPLICIT),
         space=SearchSpace(num_ranks=(1,), seq_len=2048),
@@ -577,19 +578,161 @@ def test_more_devices_than_a_node_holds_come_with_more_nodes():
     assert rescue.plan.batch.accum_steps == 4
 
 
+@dataclass
+class OptimizerBound(FakePricer):
+    """The step's optimizer peak hides what checkpointing saves, until it is offloaded."""
+
+    def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        kept = 30_000 if recipe.checkpointing is Checkpointing.FULL else 50_000
+        kept = round(kept * batch.seq_len / 1024)
+        in_step = {Offload.NONE: 200_000, Offload.OPTIMIZER: 10_000, Offload.PARAMS: 0}
+        resident = 0 if recipe.offload is Offload.PARAMS else 20_000
+        return bill(resident + max(kept, in_step[recipe.offload]))
+
+
+def test_the_ladder_recomputes_once_it_helps_and_leaves_the_data_alone():
+    answer = find(
+        OptimizerBound(),
+        budget=31_000,
+        num_ranks=(1,),
+        micro_batch=1,
+        shardings=(Sharding.ZERO2,),
+    )
+    # Before the optimizer is away, recomputation lowers nothing and is no rung.
+    assert [rung.change for rung in answer.ladder] == [
+        {"offload": "optimizer"},
+        {"checkpointing": "full"},
+        {"sharding": "zero3", "offload": "params"},
+    ]
+    assert answer.ladder[-1].plan.fits
+
+
+def test_searched_counts_what_was_priced_and_did_not_fit():
+    tries = {"num_ranks": (1,), "shardings": (Sharding.DDP,), "checkpointings": ("none",)}
+    # 10,000 bytes a sequence: 1, 2, 4 fit and 8, 6, 5 do not; then 1 to 4 are timed.
+    answer = find(FakePricer(states=0), budget=40_000, **tries)
+    assert answer.plans[0].batch.micro_batch == 4
+    assert answer.searched == len({1, 2, 4, 8, 6, 5} | {1, 2, 3, 4})
+    nothing = find(FakePricer(states=0), budget=9_000, **tries)
+    assert (nothing.plans, nothing.searched) == ((), 1)
+    # One sequence was priced without accumulation, and then with the K that reaches the target.
+    aimed = find(FakePricer(states=0), budget=9_000, goal=BatchGoal(target_sequences=64), **tries)
+    assert aimed.searched == 2
+
+
+# --- several nodes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes"), [(1, 1), (8, 1), (9, 3), (12, 2), (16, 2), (20, 4), (32, 4), (13, 13)]
+)
+def test_more_than_eight_devices_are_taken_to_be_the_fewest_nodes_that_divide(ranks, nodes):
+    assert Cluster(num_ranks=ranks).num_nodes == nodes
+    plan = find(num_ranks=(ranks,), budget=10**7).plans[0]
+    assert plan.num_nodes == nodes
+    assert ("nodes-assumed" in codes(plan.caveats)) is (nodes > 1)
+    assert ("inter-node-assumed" in codes(plan.caveats)) is (nodes > 1)
+
+
+def test_given_nodes_are_kept_and_carry_no_caveat():
+    space = {"num_ranks": (16,), "budget": 10**7, "inter_node_gb_per_s": 50.0}
+    for nodes in (1, 4):
+        plan = find(num_nodes=nodes, **space).plans[0]
+        assert plan.num_nodes == nodes
+        assert not {"nodes-assumed", "inter-node-assumed"} & codes(plan.caveats)
+
+
+def test_hybrid_is_searched_wherever_the_devices_span_nodes():
+    answer = find(num_ranks=(8, 16), budget=10**7, limit=100)
+    hybrid = {
+        plan.batch.num_ranks
+        for plan in answer.plans
+        if plan.recipe.sharding is Sharding.FSDP_HYBRID
+    }
+    assert hybrid == {16}
+
+
+def test_a_slower_network_between_nodes_is_a_slower_plan():
+    def speed(rate: float | None) -> float:
+        plan = find(
+            num_ranks=(16,),
+            budget=10**7,
+            micro_batch=1,
+            shardings=(Sharding.ZERO3,),
+            inter_node_gb_per_s=rate,
+        ).plans[0]
+        return plan.tokens_per_second
+
+    assert speed(None) == speed(25.0) > speed(1.0)
+
+
+def test_rescues_between_nodes_are_priced_at_the_given_rate():
+    def seconds(rate: float | None) -> float:
+        answer = find(
+            budget=75_000,
+            num_ranks=(8,),
+            micro_batch=1,
+            checkpointings=(Checkpointing.FULL,),
+            shardings=(Sharding.ZERO3,),
+            inter_node_gb_per_s=rate,
+        )
+        (rescue,) = [each for each in answer.rescues if each.change.get("nodes") == "2"]
+        return rescue.plan.step_time.mid
+
+    assert seconds(None) == seconds(25.0) < seconds(1.0)
+
+
+def test_devices_without_nodes_replay_to_the_same_nodes():
+    asked = {"params": "70e9", "gpu": "40GB", "devices": "auto", "sharding": "zero3"}
+    answer = batchplan.recommend(**asked)
+    assert {(plan.batch.num_ranks, plan.num_nodes) for plan in answer.plans} == {(32, 4)}
+    assert answer.inputs["nodes"] is answer.inputs["inter_node_gb_per_s"] is None
+    again = batchplan.recommend(**answer.inputs)
+    assert again.to_dict()["plans"] == answer.to_dict()["plans"]
+    given = batchplan.recommend(**asked, nodes=1, inter_node_gb_per_s=12.5)
+    assert {plan.num_nodes for plan in given.plans} == {1}
+    assert given.inputs["inter_node_gb_per_s"] == 12.5
+    again = batchplan.recommend(**given.inputs)
+    assert again.to_dict()["plans"] == given.to_dict()["plans"]
+
+
+def test_a_range_of_devices_brings_hybrid_where_it_spans_nodes():
+    answer = batchplan.recommend(params="1e9", gpu="80GB", devices="7..17", limit=100)
+    hybrid = {
+        plan.batch.num_ranks
+        for plan in answer.plans
+        if plan.recipe.sharding is Sharding.FSDP_HYBRID
+    }
+    assert hybrid == {9, 10, 12, 14, 15, 16}  # 11, 13 and 17 leave one device on each node
+
+
+def test_an_estimate_takes_the_same_nodes():
+    asked = {"params": "7e9", "gpu": "80GB", "sharding": "fsdp-hybrid", "devices": 16}
+    assumed = batchplan.estimate(**asked)
+    assert assumed.memory == batchplan.estimate(**asked, nodes=2).memory
+    assert assumed.memory.peak_bytes > batchplan.estimate(**asked, nodes=1).memory.peak_bytes
+    assert assumed.inputs["nodes"] is None
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), True, "fast"])
+def test_a_rate_between_nodes_that_makes_no_sense_is_refused(rate):
+    with pytest.raises(SpecError, match=r"--inter-node-gb-per-s .* must be GB/s above 0"):
+        batchplan.recommend(params="7e9", gpu="80GB", inter_node_gb_per_s=rate)
+
+
 # --- with the real arithmetic --------------------------------------------------------------------
 
 
 def real(**changes):
     question = {
-        "profiles": toy_profiles,
         "recipe": Recipe(),
         "space": SearchSpace(num_ranks=(1, 2, 4, 8), seq_len=512),
         "goal": BatchGoal(target_tokens=1_000_000),
         "gpu": A100.model_copy(update={"usable_bytes": 2**30}),
         "model": TOY_MODEL,
     }
-    return search(**{**question, **changes})
+    question |= changes
+    return search(pricer=ProfilePricer(profiles=toy_profiles, gpu=question["gpu"]), **question)
 
 
 def test_the_real_arithmetic_gives_plans_that_fit_and_hit_the_target():

@@ -107,7 +107,7 @@ def test_a_size_with_a_unit_is_a_device_of_exactly_that_memory(text, num_bytes):
     assert gpu.usable_bytes == num_bytes
     assert gpu.context_bytes == 1000 * MIB
     assert gpu.bf16_tflops is None
-    assert "unknown" in gpu.source
+    assert "unknown" in gpu.context_source
 
 
 @pytest.mark.parametrize("text", ["80", "24", "1e9", "3.5"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -315,3 +317,19 @@ def test_resolving_a_catalog_model_loads_nothing_heavy():
     )
     heavy = {"torch", "transformers", "huggingface_hub", "pynvml", "rich", "typer", "numpy"}
     assert heavy.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("kind", ["loop", "fifo", "folder"])
+def test_a_config_that_is_no_regular_file_is_called_that(tmp_path: Path, kind: str):
+    config = tmp_path / "config.json"
+    if kind == "loop":
+        config.symlink_to(config)
+    elif kind == "fifo":
+        os.mkfifo(config)
+    else:
+        config.mkdir()
+    for text in (str(tmp_path), str(config)):
+        if kind == "folder" and text == str(config):
+            continue  # a folder without a config is told as such
+        with pytest.raises(SourceError, match="is not a readable file"):
+            resolve_model(text)

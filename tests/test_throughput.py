@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,13 +30,13 @@ from batchplan.spec import (
     Recipe,
     Sharding,
 )
+from batchplan.states.numerics import nf4_bytes
 from batchplan.throughput import (
-    AttentionCount,
+    TimePart,
     bus_bandwidth_gb_per_s,
     efficiency,
     micro_batch_flops,
     moved_bytes,
-    moved_elements,
     ring_seconds,
     step_time,
     step_timer,
@@ -46,7 +48,7 @@ LLAMA_8B, LLAMA_8B_EMBEDDING = 8_030_000_000, 525_000_000
 
 # llm-foundry benchmarking: MPT-7B, 8 H100, s 2,048, 10,643 tokens/s and GPU, 46.44 %.
 def test_mpt_7b_on_h100_reaches_the_mfu_llm_foundry_prints():
-    flops = token_flops(matmul_params=6_658_859_008, attention_width=32 * 4096, seq_len=2048)
+    flops = token_flops(matmul_params=6_658_859_008, attention_width=32 * 4096, keys=2048)
     assert 10_643 * flops / 989.5e12 == pytest.approx(0.4644, abs=0.0002)
 
 
@@ -54,7 +56,7 @@ def test_mpt_7b_on_h100_reaches_the_mfu_llm_foundry_prints():
 @pytest.mark.parametrize(("tokens_per_second", "mfu"), [(5762, 0.337), (6667, 0.390)])
 def test_llama_3_8b_reaches_the_mfu_torchtitan_prints(tokens_per_second, mfu):
     flops = token_flops(
-        matmul_params=LLAMA_8B - LLAMA_8B_EMBEDDING, attention_width=32 * 4096, seq_len=8192
+        matmul_params=LLAMA_8B - LLAMA_8B_EMBEDDING, attention_width=32 * 4096, keys=8192
     )
     assert flops == pytest.approx(5.791e10, rel=1e-3)
     assert tokens_per_second * flops / 989e12 == pytest.approx(mfu, abs=0.001)
@@ -69,9 +71,8 @@ def test_70b_flops_a_token_match_megatron_bridge(tflops, tokens_per_second, seq_
     flops = token_flops(
         matmul_params=69_500_000_000,
         attention_width=80 * 8192,
-        seq_len=seq_len,
-        adapter_params=0 if is_lora else None,
-        count=AttentionCount.CAUSAL,
+        keys=seq_len / 2,
+        trained_params=0 if is_lora else None,
     )
     assert flops == pytest.approx(tflops * 1e12 / tokens_per_second, rel=2e-3)
 
@@ -104,7 +105,7 @@ def test_eager_attention_and_encoders_count_every_key():
         profile=decoder, recipe=Recipe(attention=Attention.EAGER), micro_batch=1, seq_len=512
     )
     encoder = micro_batch_flops(
-        profile=toy_profile(architecture="BertForMaskedLM"),
+        profile=toy_profile(attends_causally=False),
         recipe=Recipe(),
         micro_batch=1,
         seq_len=512,
@@ -113,6 +114,26 @@ def test_eager_attention_and_encoders_count_every_key():
     assert eager.executed_scores / causal.executed_scores == pytest.approx(2, rel=0.01)
     assert "causal-exact" in causal.convention
     assert "every key" in eager.convention
+
+
+@pytest.mark.parametrize("architecture", ["T5ForConditionalGeneration", "BertForMaskedLM", "New"])
+def test_the_stages_and_not_the_architectures_name_say_what_is_causal(architecture):
+    for attends_causally, words in ((True, "causal-exact"), (False, "every key")):
+        profile = toy_profile(architecture=architecture, attends_causally=attends_causally)
+        flops = micro_batch_flops(profile=profile, recipe=Recipe(), micro_batch=1, seq_len=64)
+        assert words in flops.convention
+        pairs = count_pairs(64, None) if attends_causally else 64 * 64
+        assert flops.executed_scores == pytest.approx(4 * 12 * 256 * pairs)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_cross_attention_is_a_second_one_that_sees_every_key(window):
+    seq_len, h, layers = 17, 256, 4
+    decoder = toy_profile(num_attentions=2, attention_window=window)
+    flops = micro_batch_flops(profile=decoder, recipe=Recipe(), micro_batch=1, seq_len=seq_len)
+    pairs = count_pairs(seq_len, window) + seq_len * seq_len
+    assert flops.executed_scores == pytest.approx(layers * 12 * h * pairs)
+    assert "every key; 6Lqs where causal" in flops.convention
 
 
 def test_checkpointing_runs_the_layers_forward_again_and_leaves_model_flops_alone():
@@ -166,34 +187,140 @@ def test_an_8b_model_moves_the_published_bytes(
 
 
 def test_lora_moves_adapters_alone_unless_the_base_is_sharded():
-    base, adapters = 8_000_000_000, 20_000_000
-    ddp = moved_elements(
-        recipe=Recipe(method=Method.LORA),
-        trainable_params=adapters,
-        frozen_params=base,
-        accum_steps=8,
+    base, adapters, cluster = 8_000_000_000, 20_000_000, Cluster(num_ranks=8)
+    ddp, zero3 = (
+        moved_bytes(
+            recipe=Recipe(method=Method.LORA, numerics="bf16", sharding=sharding),
+            trainable_params=adapters,
+            frozen_params=base,
+            cluster=cluster,
+        ).total(8)
+        for sharding in (Sharding.DDP, Sharding.ZERO3)
     )
-    zero3 = moved_elements(
-        recipe=Recipe(method=Method.LORA, sharding=Sharding.ZERO3),
-        trainable_params=adapters,
-        frozen_params=base,
-        accum_steps=8,
-    )
-    assert ddp == 40_000_000
-    assert zero3 == 16 * base + 24 * adapters
+    # Adapters and their gradients are fp32, the base is bf16.
+    assert ddp == pytest.approx(7 / 8 * 4 * 2 * adapters)
+    assert zero3 == pytest.approx(7 / 8 * (2 * 16 * base + 4 * 24 * adapters))
 
 
 @given(st.integers(1, 10**9), st.integers(1, 64))
 def test_accumulation_amortises_communication_for_ddp_and_zero1_alone(params, accum_steps):
     def per_micro_batch(sharding: Sharding) -> float:
-        recipe = Recipe(sharding=sharding)
-        moved = moved_elements(recipe=recipe, trainable_params=params, accum_steps=accum_steps)
-        return moved / accum_steps / params
+        recipe, cluster = Recipe(sharding=sharding), Cluster(num_ranks=2)
+        moved = moved_bytes(recipe=recipe, trainable_params=params, cluster=cluster)
+        # Two bytes an element, and half of them leave one of two ranks.
+        return moved.total(accum_steps) / accum_steps / params
 
     assert per_micro_batch(Sharding.DDP) * accum_steps == pytest.approx(2)
     assert per_micro_batch(Sharding.ZERO1) * accum_steps == pytest.approx(2)
     assert per_micro_batch(Sharding.ZERO2) >= 1
     assert per_micro_batch(Sharding.ZERO3) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_a_4_bit_base_moves_the_bytes_that_memory_holds(double_quant):
+    params = 10**9
+    recipe = Recipe(
+        method=Method.QLORA, numerics="bf16", sharding="zero3", double_quant=double_quant
+    )
+    moved = moved_bytes(
+        recipe=recipe,
+        trainable_params=1,
+        frozen_params=params,
+        quantisable_params=params,
+        cluster=Cluster(num_ranks=2),
+    )
+    assert moved.per_micro_batch == pytest.approx(params * nf4_bytes(recipe), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numerics", "sharding", "bytes_an_element"),
+    [
+        ("bf16-autocast", "fsdp-full", 2),
+        ("bf16-autocast", "ddp", 4),
+        ("bf16-master", "fsdp-full", 2),
+        ("fp32", "fsdp-full", 4),
+    ],
+)
+def test_the_wire_carries_the_dtypes_of_the_numerics(numerics, sharding, bytes_an_element):
+    recipe = Recipe(numerics=numerics, sharding=sharding)
+    moved = moved_bytes(recipe=recipe, trainable_params=10**6, cluster=Cluster(num_ranks=2))
+    elements = 1e6 if sharding == "ddp" else 1.5e6
+    assert moved.total(1) == pytest.approx(bytes_an_element * elements)
+
+
+# Bytes a parameter: gradient, moments, master or weight, 16-bit weight, conversion.
+@pytest.mark.parametrize(
+    ("fields", "touched"),
+    [
+        ({"numerics": "bf16-master"}, 2 + 16 + 8 + 2 + 2),
+        # FSDP's shards are the masters, and their gradients are fp32: see memory.states.
+        ({"numerics": "bf16-master", "sharding": "fsdp-full"}, 4 + 16 + 8),
+        ({"numerics": "bf16-autocast"}, 4 + 16 + 8),
+        ({"numerics": "bf16"}, 2 + 8 + 4),
+        ({"numerics": "bf16", "method": "lora"}, 4 + 16 + 8),
+        ({"numerics": "bf16-master", "grad_dtype": "fp32"}, 4 + 16 + 8 + 2),
+    ],
+)
+def test_the_update_touches_the_states_that_memory_holds(fields, touched):
+    recipe = Recipe(**fields)
+    profile = toy_profile(method=recipe.method)
+    time = step_time(
+        profile=profile, recipe=recipe, batch=Batch(), cluster=Cluster(num_ranks=1), gpu=A100
+    )
+    (part,) = [part for part in time.parts if part.name == "optimizer step"]
+    assert part.formula.startswith(f"{touched} bytes × {profile.trainable_params:,} ")
+
+
+V100 = Gpu(
+    name="V100 SXM2 32GB",
+    usable_bytes=31 * 2**30,
+    bf16_tflops=125,
+    bandwidth_gb_per_s=900,
+    has_bf16=False,
+    compute_capability="7.0",
+    arch="Volta",
+)
+T4 = V100.model_copy(
+    update={"name": "T4", "bf16_tflops": 65.0, "compute_capability": "7.5", "arch": "Turing"}
+)
+
+
+@pytest.mark.parametrize(("gpu", "share"), [(V100, 15.7 / 125), (T4, 8.1 / 65)])
+def test_bf16_without_bf16_tensor_cores_runs_at_the_fp32_rate(gpu, share):
+    def compute(numerics: str, gpu: Gpu = gpu) -> TimePart:
+        time = step_time(
+            profile=toy_profile(num_layers=8, hidden_size=4096),
+            recipe=Recipe(numerics=numerics),
+            batch=Batch(micro_batch=8, seq_len=2048),
+            cluster=Cluster(),
+            gpu=gpu,
+        )
+        return time.parts[0]
+
+    for numerics in ("bf16", "bf16-master", "bf16-autocast"):
+        slow = compute(numerics)
+        assert slow.seconds == pytest.approx(compute("fp32").seconds)
+        assert f"no native bf16, so the fp32 rate: {share:.3g} of the 16-bit rate" in slow.formula
+    fast = compute("fp16")
+    assert "native" not in fast.formula
+    assert 5 < slow.seconds / fast.seconds < 8
+    unknown = compute("bf16", gpu.model_copy(update={"compute_capability": ""}))
+    assert "0.125 of the 16-bit rate" in unknown.formula
+
+
+def test_a_model_without_a_head_moves_no_logits():
+    profile = toy_profile(num_layers=40)
+    head = replace(profile.stages[2], flops_params=0)
+    headless = replace(profile, stages=(*profile.stages[:2], head))
+    times = [
+        step_timer(
+            profile=each, recipe=Recipe(), cluster=Cluster(), gpu=A100, seq_len=4096
+        ).compute_seconds
+        for each in (profile, headless)
+    ]
+    assert times[1] < times[0]
+    no_width = replace(headless, hidden_size=0)
+    assert step_timer(profile=no_width, recipe=Recipe(), cluster=Cluster(), gpu=A100, seq_len=4096)
 
 
 # 3.81 s of compute for K = 8, s 4,096 on H100 hides NVLink traffic; PCIe traffic dominates.

@@ -152,6 +152,11 @@ def test_every_family_of_the_catalog_is_traced(model: str, family_replies: Any):
     assert profile.num_layers == resolved.info.num_layers
     assert profile.trainable_params == pytest.approx(profile.num_params, rel=0.002)
     assert profile.max_error < 0.005
+    if "ForConditionalGeneration" in profile.architecture:
+        found = {(s.attends_causally, s.num_attentions) for s in profile.stages if s.is_layer}
+        assert found == {(False, 1), (True, 2)}
+    if profile.architecture.startswith("T5"):
+        assert profile.frozen_params == 0  # the learned position bias trains as well
 
 
 # Korthikanti et al. 2022, arXiv 2205.05198, equation 1: a layer of a GPT block keeps

@@ -86,8 +86,9 @@ def test_selective_checkpointing_is_refused_rather_than_guessed():
     ],
 )
 def test_a_config_that_cannot_run_is_one_clear_line(config: dict[str, Any], message: str):
-    with pytest.raises(TraceError, match=message) as caught:
+    with pytest.raises((SpecError, TraceError), match=message) as caught:
         run_worker(request(config))
+    assert "Error:" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
 
@@ -95,7 +96,7 @@ def test_a_config_that_cannot_run_is_one_clear_line(config: dict[str, Any], mess
 @pytest.mark.slow
 def test_adapters_on_names_the_model_does_not_have_are_refused():
     recipe = Recipe(numerics="bf16", method="lora", lora_targets="no_such_proj")
-    with pytest.raises(TraceError, match="peft refuses these LoRA targets"):
+    with pytest.raises(SpecError, match="peft refuses these LoRA targets"):
         run_worker(request(TINY, recipe))
 
 
@@ -243,3 +244,32 @@ def test_the_oldest_supported_transformers_can_be_traced(older: Any):
         profile = activation_profile(config=TINY, recipe=recipe, seq_len=64, python=python)
         assert dict(profile.versions)["transformers"] == "4.45.2"
         assert profile.num_layers == 4
+
+
+@pytest.mark.slow
+def test_the_worker_ends_when_whoever_asked_is_killed(tmp_path: Path):
+    """SIGKILL and SIGTERM leave no time to kill a child; it must notice by itself."""
+    body = f"""
+    import json, os, sys
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from batchplan.trace.runner import run_worker
+    request = json.loads({json.dumps(json.dumps(request(TINY)))})
+    run_worker(request, on_progress=lambda text: print(text, flush=True))
+    """
+    code = textwrap.dedent(body)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asks:
+        assert asks.stdout is not None
+        assert asks.stdout.readline().startswith("loading")
+        (worker,) = children_of(asks.pid)
+        asks.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and Path(f"/proc/{worker}").exists():
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found.extend(int(child) for child in (task / "children").read_text().split())
+    return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -37,7 +40,9 @@ from batchplan.trainers import (
     realisable_shardings,
     trainer_defaults,
 )
+from batchplan.trainers.auto_class import auto_class
 
+CATALOG = Path(__file__).parent.parent / "profiles" / "models"
 ZERO_STAGE = {Sharding.ZERO1: 1, Sharding.ZERO2: 2, Sharding.ZERO3: 3}
 GPU = Gpu(name="A100 SXM 80GB", usable_bytes=85_000_000_000)
 MODEL = ModelInfo(id="Qwen/Qwen2.5-7B", architecture="Qwen2ForCausalLM", source="catalog")
@@ -293,3 +298,127 @@ def test_defaults_are_those_of_the_installed_transformers():
     assert rows["optimizer_impl"].value in str(
         own["optim"].default or own["optim"].default_factory()
     )
+
+
+def settings_of(recipe: Recipe, **more) -> dict:
+    return yaml.safe_load(emit("hf-trainer", job(recipe, **more))[0].text)
+
+
+def with_beta2(recipe: Recipe, beta2: float) -> Job:
+    before = job(recipe)
+    rate = replace(before.plan.learning_rate, beta2=beta2)
+    return replace(before, plan=replace(before.plan, learning_rate=rate))
+
+
+def test_beta2_is_in_the_config_where_the_advice_has_one():
+    recipe = Recipe(numerics=Numerics.BF16)
+    text = emit("hf-trainer", with_beta2(recipe, 0.98461234))[0].text
+    assert yaml.safe_load(text)["adam_beta2"] == 0.9846
+    assert "adam_beta2" not in settings_of(recipe.model_copy(update={"optimizer": Optimizer.SGD}))
+
+
+@pytest.mark.slow
+def test_beta2_arrives(tmp_path, monkeypatch):
+    files = emit("hf-trainer", with_beta2(Recipe(numerics=Numerics.BF16), 0.98461234))
+    assert parsed(files, tmp_path, monkeypatch).adam_beta2 == 0.9846
+
+
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+def test_adapters_over_an_fp16_base_get_loss_scaling(method):
+    settings = settings_of(Recipe(method=method, numerics=Numerics.FP16))
+    assert (settings["fp16"], settings["bf16"]) == (True, False)
+    settings = settings_of(Recipe(method=method, numerics=Numerics.BF16))
+    assert (settings["fp16"], settings["bf16"]) == (False, False)
+
+
+def test_one_epoch_is_configured_where_its_length_is_known():
+    before = job(Recipe(numerics=Numerics.BF16))
+    text = emit("hf-trainer", replace(before, epoch_steps=1234))[0].text
+    assert "num_train_epochs: 1  # 1,234 optimizer steps" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packages"),
+    [
+        (Recipe(numerics=Numerics.BF16), ""),
+        (Recipe(sharding=Sharding.ZERO1), "deepspeed"),
+        (Recipe(method=Method.LORA, numerics=Numerics.BF16), "peft"),
+        (Recipe(method=Method.QLORA, numerics=Numerics.BF16), "peft bitsandbytes"),
+        (Recipe(numerics=Numerics.BF16, optimizer=Optimizer.ADAMW_8BIT), "bitsandbytes"),
+        (Recipe(numerics=Numerics.BF16, loss=Loss.FUSED), "liger-kernel"),
+        (Recipe(numerics=Numerics.BF16, attention=Attention.FLASH), "flash-attn"),
+    ],
+)
+def test_what_must_be_installed_is_named(recipe, packages):
+    text = emit("hf-trainer", job(recipe))[0].text
+    found = re.findall(r"^# Install: pip install (.*)$", text, flags=re.MULTILINE)
+    assert found == ([packages] if packages else [])
+
+
+@pytest.mark.parametrize(
+    ("numerics", "without"), [("bf16-master", "bf16-autocast"), ("fp16-master", "fp16-autocast")]
+)
+def test_deepspeed_on_one_device_says_why(numerics, without):
+    recipe = Recipe(numerics=numerics, sharding=Sharding.ZERO1)
+    alone = emit("hf-trainer", job(recipe, num_ranks=1, nodes=1))[0].text
+    assert "ZeRO on one device, because DeepSpeed keeps the fp32 copies" in alone
+    assert f"--numerics {without} does without it" in alone
+    assert "ZeRO on one device" not in emit("hf-trainer", job(recipe))[0].text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "loader", "task"),
+    [
+        ("Qwen2ForCausalLM", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
+        ("LlamaModel", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
+        ("MarianMTModel", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
+        ("BartModel", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
+        ("BertForMaskedLM", "AutoModelForMaskedLM", None),
+        ("XLMRobertaModel", "AutoModelForMaskedLM", None),
+        (
+            "Gemma3ForConditionalGeneration",
+            "Gemma3ForConditionalGeneration",
+            'task_type="CAUSAL_LM"',
+        ),
+    ],
+)
+def test_the_comment_loads_the_architecture_with_the_class_that_takes_it(
+    architecture, loader, task
+):
+    before = job(Recipe(method=Method.LORA, numerics=Numerics.BF16))
+    model = MODEL.model_copy(update={"architecture": architecture})
+    text = emit("hf-trainer", replace(before, model=model))[0].text
+    assert f"# Model:   {loader}.from_pretrained(" in text
+    assert ("task_type" in text) is (task is not None)
+    assert task is None or task in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_model_of_the_catalog_is_loaded_by_a_class_that_has_its_config():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with (CATALOG / "index.csv").open(encoding="utf-8", newline="") as file:
+        files = {row["file"] for row in csv.DictReader(file)}
+    seen = set()
+    for file in files:
+        config = json.loads((CATALOG / file).read_text(encoding="utf-8"))
+        (architecture,) = config["architectures"]
+        if config["model_type"] not in CONFIG_MAPPING:
+            continue
+        seen.add(architecture)
+        mapping = getattr(transformers, auto_class(architecture).name)._model_mapping
+        chosen = mapping[CONFIG_MAPPING[config["model_type"]]]
+        assert chosen.__name__ == architecture
+    assert {"T5ForConditionalGeneration", "BertForMaskedLM", "Qwen2ForCausalLM"} <= seen
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_task_types_are_those_of_peft():
+    peft = pytest.importorskip("peft")
+    for architecture in ("Qwen2ForCausalLM", "T5ForConditionalGeneration"):
+        assert auto_class(architecture).task_type in set(peft.TaskType)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -76,6 +77,8 @@ def num_bytes(name: str, value: object) -> int:
 
 
 def _parsed(name: str, text: str, parse: Callable[[str], int]) -> int:
+    if re.match(r"\s*-\s*[0-9]", text):
+        raise SpecError(f"{option(name)}: {shown(text)} must be above zero.")
     try:
         return parse(text)
     except SpecError as error:

@@ -10,7 +10,7 @@ AUTO = "auto"
 _LARGEST_AUTO = 1024
 
 
-def exact_devices(devices: object, nodes: int) -> int:
+def exact_devices(devices: object, nodes: int | None) -> int:
     """Return the one device count meant.
 
     Raises:
@@ -22,11 +22,11 @@ def exact_devices(devices: object, nodes: int) -> int:
     return counts[0]
 
 
-def device_counts(devices: object, nodes: int) -> tuple[int, ...]:
+def device_counts(devices: object, nodes: int | None) -> tuple[int, ...]:
     """Return every device count to search, fewest first.
 
     ``auto`` gives powers of two (times the nodes) up to 1,024; a range gives every count in it
-    that divides over the nodes.
+    that divides over the nodes. ``nodes`` of None follow from each count, so that all divide.
 
     >>> device_counts("1..4", 1), device_counts(8, 2)
     ((1, 2, 3, 4), (8,))
@@ -34,6 +34,7 @@ def device_counts(devices: object, nodes: int) -> tuple[int, ...]:
     Raises:
         SpecError: when it is none of the three forms, or nothing in it divides over the nodes.
     """
+    nodes = nodes or 1
     if devices == AUTO:
         counts = tuple(nodes << k for k in range(11) if nodes << k <= max(_LARGEST_AUTO, nodes))
     elif isinstance(devices, str) and ".." in devices:

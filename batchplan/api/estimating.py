@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -19,10 +20,10 @@ from batchplan.api.documents import (
 )
 from batchplan.api.fields import SharedFields
 from batchplan.api.profiles import OnProgress, Profiles
-from batchplan.api.recipes import checkpoint_numerics, fill
+from batchplan.api.recipes import DTYPE_FIELDS, checkpoint_numerics, fill, numerics_words
 from batchplan.api.request import Request, resolve
 from batchplan.memory import Estimate
-from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Numerics, Recipe
+from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Numerics, Recipe, Sharding
 from batchplan.trainers import Default
 from batchplan.trainers.defaults import CHECKPOINT
 from batchplan.trainers.realise import ZERO
@@ -66,6 +67,7 @@ class EstimateAnswer:
             "batch": batch_document(self.batch),
             "memory": memory_document(self.memory),
             "device": device_document(self.gpu),
+            "numerics": numerics_words(self.recipe),
             "fits": self.fits,
             "headroom_bytes": self.headroom_bytes,
             "caveats": caveats_document((*self.caveats, *self.memory.caveats)),
@@ -98,12 +100,12 @@ def estimate(
     """
     request = resolve(model, fields)
     num_ranks = exact_devices(devices, request.nodes)
-    recipe, assumed = _recipe(request)
+    recipe, defaulted = _recipe(request)
+    sizes = {"micro_batch": micro_batch, "accum_steps": accum_steps}
     batch = checked(
         Batch,
         {
-            "micro_batch": _size(request, "micro_batch", micro_batch),
-            "accum_steps": _size(request, "accum_steps", accum_steps),
+            **{name: _size(request, name, given) for name, given in sizes.items()},
             "num_ranks": num_ranks,
             "seq_len": request.seq_len,
         },
@@ -127,10 +129,24 @@ def estimate(
         # States alone do not depend on the sequence length, so its caveats do not apply.
         caveats=(
             *(request.caveats if request.resolved else ()),
-            *assumed,
+            *_assumed(request, recipe, batch, [*_not_given(request, sizes), *defaulted]),
+            *_nodes_assumed(request, recipe, cluster),
             *profiles.caveats,
         ),
     )
+
+
+def _nodes_assumed(request: Request, recipe: Recipe, cluster: Cluster) -> tuple[Caveat, ...]:
+    """Only hybrid sharding needs other bytes on other numbers of nodes."""
+    if request.nodes is not None or cluster.num_nodes == 1:
+        return ()
+    if recipe.sharding is not Sharding.FSDP_HYBRID:
+        return ()
+    text = (
+        f"No --nodes given: {cluster.num_ranks} devices are taken to be {cluster.num_nodes} nodes "
+        f"of {cluster.ranks_per_node}, and states are split within a node."
+    )
+    return (Caveat(code="nodes-assumed", text=text),)
 
 
 def _price(
@@ -159,8 +175,13 @@ def _size(request: Request, name: str, given: object) -> int:
     return 1 if request.resolved is None else int(request.defaults[name].value)
 
 
-def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
-    """Return the recipe with the trainer's own defaults, and a caveat that names them."""
+def _not_given(request: Request, sizes: Mapping[str, object]) -> list[str]:
+    """Return the sizes that the trainer decides; arithmetic on states alone needs none."""
+    return [name for name, given in sizes.items() if given is None and request.resolved]
+
+
+def _recipe(request: Request) -> tuple[Recipe, list[str]]:
+    """Return the recipe with the trainer's own defaults, and the names of those to tell."""
     rows = {name: row for name, row in request.defaults.items() if name in Recipe.model_fields}
     defaults = {name: _value(row, request) for name, row in rows.items()}
     if request.given.get("sharding") in ZERO:
@@ -168,15 +189,28 @@ def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
         half = Numerics.FP16_MASTER if defaults["numerics"] == "fp16" else Numerics.BF16_MASTER
         defaults["numerics"] = half.value
     recipe = fill(request.given, defaults)
-    assumed = [
-        f"{name.replace('_', '-')} {getattr(recipe, name)}"
-        for name in ("numerics", "optimizer", "optimizer_impl", "sharding", "checkpointing")
-        if name in rows and name not in request.given
-    ]
-    if not assumed:
-        return recipe, ()
-    text = f"Not given, so as {request.trainer} does by default: {', '.join(assumed)}."
-    return recipe, (Caveat(code="trainer-defaults", text=text),)
+    told = ("numerics", "optimizer", "optimizer_impl", "sharding", "checkpointing")
+    known = set(request.given)
+    if known.issuperset(DTYPE_FIELDS):
+        known.add("numerics")
+    return recipe, [name for name in told if name in rows and name not in known]
+
+
+def _assumed(
+    request: Request, recipe: Recipe, batch: Batch, names: list[str]
+) -> tuple[Caveat, ...]:
+    """Return a caveat that names what the trainer decided."""
+    if not names:
+        return ()
+    words = []
+    for name in names:
+        holder = batch if name in Batch.model_fields else recipe
+        words.append(f"{name.replace('_', '-')} {getattr(holder, name)}")
+    if "numerics" in names and any(name in request.given for name in DTYPE_FIELDS):
+        named = f"numerics {recipe.numerics}"
+        words[words.index(named)] = f"{named} where no dtype is given"
+    text = f"Not given, so as {request.trainer} does by default: {', '.join(words)}."
+    return (Caveat(code="trainer-defaults", text=text),)
 
 
 def _value(row: Default, request: Request) -> str | int | bool:

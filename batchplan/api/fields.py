@@ -44,7 +44,10 @@ class SharedFields(RecipeFields, total=False):
     activations: str | int | None
     """With ``params``: bytes of activations to add, such as ``2GB``."""
     gpu: str
-    nodes: int
+    nodes: int | None
+    """Machines; None takes as many of 8 devices as are needed."""
+    inter_node_gb_per_s: float | None
+    """Between nodes, one direction per GPU, in 10**9 bytes/s; None is 25."""
     seq_len: int | str | None
     recipe: str | PathLike[str] | None
     """A YAML file with any fields of the recipe; what is given beside it wins."""

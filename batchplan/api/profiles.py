@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from time import monotonic, sleep
 
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
@@ -12,6 +13,9 @@ from batchplan.spec import Caveat, Recipe
 from batchplan.trace import activation_profile, stop_workers
 
 OnProgress = Callable[[str], None]
+
+_STOP_SECONDS = 2.0
+"""How long an interrupted trace is given to see its workers end."""
 
 
 class Profiles:
@@ -41,9 +45,9 @@ class Profiles:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """What went wrong without changing an answer, such as a cache that cannot be written."""
-        texts = dict.fromkeys(self._warnings)
-        return tuple(Caveat(code="profile-cache", text=text) for text in texts)
+        """What went wrong without changing an answer: a cache that cannot be used, told once."""
+        # Locking, writing and every recipe meet the same trouble, each in words of its own.
+        return tuple(Caveat(code="profile-cache", text=text) for text in self._warnings[:1])
 
     def fetch(self, recipes: Sequence[Recipe], seq_len: int) -> None:
         """Trace what is not cached of several recipes at once, each in a process of its own.
@@ -53,14 +57,29 @@ class Profiles:
         """
         if self._request.resolved is None or len(recipes) < 2:
             return
-        with ThreadPoolExecutor(max_workers=len(recipes)) as pool:
-            waiting = [pool.submit(self, recipe, seq_len) for recipe in recipes]
+        failures: list[BaseException] = []
+
+        def trace(recipe: Recipe) -> None:
             try:
-                for one in waiting:
-                    one.result()
-            except BaseException:
+                self(recipe, seq_len)
+            except BaseException as error:  # raised again in the thread that asked
+                failures.append(error)
+
+        # Daemons: Ctrl-C must end us soon, and a worker that starts late ends with us.
+        threads = [Thread(target=trace, args=(recipe,), daemon=True) for recipe in recipes]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            last = monotonic() + _STOP_SECONDS
+            while any(thread.is_alive() for thread in threads) and monotonic() < last:
                 stop_workers()
-                raise
+                sleep(0.02)
+            raise
+        if failures:
+            raise failures[0]
 
     def __call__(self, recipe: Recipe, seq_len: int) -> ActivationProfile:
         """Return the profile of ``recipe`` at ``seq_len``.

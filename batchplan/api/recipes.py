@@ -9,7 +9,8 @@ from typing import Any
 
 from batchplan.api.checks import checked, option, shown
 from batchplan.errors import SpecError, UnknownNameError
-from batchplan.spec import Numerics, Recipe, Sharding
+from batchplan.spec import Method, Numerics, Optimizer, Recipe, Sharding
+from batchplan.states.numerics import resolve_dtypes
 
 RECIPE_FIELDS = tuple(Recipe.model_fields)
 _ZERO = (Sharding.DDP, Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3)
@@ -48,6 +49,32 @@ def fill(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Recipe:
         SpecError: when a value is not allowed.
     """
     return checked(Recipe, {**defaults, **given})
+
+
+DTYPE_FIELDS = ("weight_dtype", "grad_dtype", "optimizer_dtype", "master_weights")
+_WITHOUT_DTYPE = (Optimizer.SGD, Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT)
+"""Optimizers without moments, or with moments in a format of their own."""
+
+
+def numerics_words(recipe: Recipe) -> str:
+    """Return the named numerics, or every dtype where some were given apart from the name.
+
+    >>> numerics_words(Recipe(weight_dtype="fp16", grad_dtype="fp32", master_weights=False))
+    'weights fp16, gradients fp32, moments fp32, no master copies'
+    """
+    if all(getattr(recipe, name) is None for name in (*DTYPE_FIELDS, "adapter_dtype")):
+        return recipe.numerics.value
+    dtypes = resolve_dtypes(recipe)
+    if recipe.method is Method.FULL:
+        words = [f"weights {dtypes.weights}"]
+    else:
+        base = "nf4" if recipe.method is Method.QLORA else dtypes.frozen
+        words = [f"base {base}", f"adapters {dtypes.weights}"]
+    words.append(f"gradients {dtypes.gradients}")
+    if recipe.optimizer not in _WITHOUT_DTYPE:
+        words.append(f"moments {dtypes.optimizer}")
+    words.append("fp32 master copies" if dtypes.has_master else "no master copies")
+    return ", ".join(words)
 
 
 def checkpoint_numerics(config: Mapping[str, Any]) -> Numerics:

@@ -16,8 +16,10 @@ from batchplan.api.documents import (
     recipe_document,
     rescue_document,
 )
+from batchplan.api.epochs import epoch_document, epoch_steps, within_epoch
 from batchplan.api.fields import SharedFields
 from batchplan.api.profiles import OnProgress, Profiles
+from batchplan.api.recipes import numerics_words
 from batchplan.api.request import Request, resolve
 from batchplan.api.searching import Question, ask, question
 from batchplan.errors import NoPlanError, SpecError
@@ -25,11 +27,13 @@ from batchplan.learning.advice import reference_runs
 from batchplan.learning.runs import PublishedRun
 from batchplan.planner.plan import Answer, Plan
 from batchplan.sources import load_runs
-from batchplan.spec import Caveat, Gpu, ModelInfo
+from batchplan.spec import Caveat, Gpu, Method, ModelInfo
 from batchplan.trainers import EmittedFile, Job, emit, obstacles
 
 DEFAULT_LIMIT = 5
 """Plans shown."""
+NEAR = 10
+"""A published run is compared with when its tokens a step are within this factor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class RecommendAnswer:
     gpu: Gpu
     trainer: str
     versions: dict[str, str]
+    numerics: str
+    """Named, or the dtypes in words where they were given apart."""
     found: Answer
     reference_runs: tuple[PublishedRun, ...]
     epoch_tokens: int | None
@@ -70,7 +76,9 @@ class RecommendAnswer:
             raise NoPlanError("Nothing fits, so there is no config to write.")
         if self.model.source == "--params":
             raise SpecError("A config needs a MODEL: --params plans states alone.")
-        job = Job(plan=self.found.plans[0], model=self.model, gpu=self.gpu, stem=stem)
+        best, tokens = self.plans[0], self.epoch_tokens
+        steps = None if tokens is None else epoch_steps(best, tokens)
+        job = Job(plan=best, model=self.model, gpu=self.gpu, stem=stem, epoch_steps=steps)
         return emit(self.trainer, job)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +91,7 @@ class RecommendAnswer:
             "versions": self.versions,
             "model": model_document(self.model, self.num_params, self.num_trainable_params),
             "device": device_document(self.gpu),
+            "numerics": self.numerics,
             "fits": self.fits,
             "plans": [plan_document(plan, rank) for rank, plan in enumerate(found.plans, start=1)],
             "closest": None if found.closest is None else plan_document(found.closest),
@@ -98,10 +107,7 @@ class RecommendAnswer:
     def _epoch(self) -> dict[str, Any] | None:
         if self.epoch_tokens is None or not self.fits:
             return None
-        best = self.plans[0]
-        steps = -(-self.epoch_tokens // best.batch.global_batch_tokens)
-        seconds = None if best.step_time is None else steps * best.step_time.mid
-        return {"tokens": self.epoch_tokens, "steps": steps, "seconds": seconds}
+        return epoch_document(self.plans[0], self.epoch_tokens)
 
     def _config_document(self) -> dict[str, Any] | None:
         if not self.fits or self.model.source == "--params":
@@ -168,7 +174,8 @@ def recommend(
     epoch = None if epoch_tokens is None else whole("epoch_tokens", epoch_tokens)
     profiles = Profiles(request, on_progress)
     found = ask(request, asked, profiles)
-    best = found.plans[0] if found.plans else found.closest
+    if epoch is not None:
+        found = within_epoch(found, epoch)
     return RecommendAnswer(
         inputs=_inputs(request, asked) | {"devices": devices, "epoch_tokens": epoch},
         model=request.model,
@@ -177,15 +184,27 @@ def recommend(
         gpu=request.gpu,
         trainer=request.trainer,
         versions=profiles.versions,
+        numerics=numerics_words(asked.recipe),
         found=found,
-        reference_runs=()
-        if best is None
-        else reference_runs(
-            num_params=profiles.num_params, tokens=best.batch.global_batch_tokens, runs=load_runs()
-        ),
+        reference_runs=_comparable_runs(found, profiles.num_params),
         epoch_tokens=epoch,
         caveats=(*request.caveats, *asked.caveats, *profiles.caveats),
     )
+
+
+def _comparable_runs(found: Answer, num_params: int) -> tuple[PublishedRun, ...]:
+    """Return the nearest pre-training runs, if what is planned is anything like them."""
+    best = found.plans[0] if found.plans else found.closest
+    if best is None or best.recipe.method is not Method.FULL:
+        return ()
+    tokens = best.batch.global_batch_tokens
+    near = [run for run in load_runs() if _is_near(run, tokens)]
+    return reference_runs(num_params=num_params, tokens=tokens, runs=near)
+
+
+def _is_near(run: PublishedRun, tokens: int) -> bool:
+    last = run.global_batch_tokens_end or run.global_batch_tokens
+    return run.global_batch_tokens <= tokens * NEAR and tokens <= last * NEAR
 
 
 def _inputs(request: Request, asked: Question) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from batchplan.api.checks import num_bytes, option, whole
-from batchplan.api.environment import transformers_version
+from batchplan.api.checks import num_bytes, option, shown, whole
 from batchplan.api.fields import RecipeFields, SharedFields
 from batchplan.api.recipes import given_fields
 from batchplan.errors import SpecError, UnknownNameError
 from batchplan.sources import ResolvedModel, find_gpu, resolve_model
 from batchplan.spec import MAX_RANKS, MAX_SEQ_LEN, Caveat, Gpu, Method, ModelInfo
+from batchplan.trace.environment import library_versions
 from batchplan.trainers import Default, trainer_defaults
 
 DEFAULT_TRAINER = "hf-trainer"
@@ -36,7 +37,9 @@ class Request:
     activation_bytes: int
     gpu: Gpu
     gpu_text: str
-    nodes: int
+    nodes: int | None
+    """None: as many as the devices need."""
+    inter_node_gb_per_s: float | None
     seq_len: int
     trainer: str
     defaults: Mapping[str, Default]
@@ -61,6 +64,7 @@ class Request:
             "activations": self.activation_bytes if self.resolved is None else None,
             "gpu": self.gpu_text,
             "nodes": self.nodes,
+            "inter_node_gb_per_s": self.inter_node_gb_per_s,
             "seq_len": self.seq_len,
             "trainer": self.trainer,
             "python": None if self.python is None else str(self.python),
@@ -84,10 +88,12 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         raise SpecError(
             "--gpu is missing: a name such as a100-80gb, a size such as 24GiB, or local."
         )
-    if (model is None) == (fields.get("params") is None):
-        raise SpecError("Name one MODEL, or give --params, not both.")
-    nodes = whole("nodes", fields.get("nodes", 1))
-    if nodes > MAX_RANKS:
+    if model is None and fields.get("params") is None:
+        raise SpecError("Name a MODEL, or give --params COUNT for arithmetic on states alone.")
+    if model is not None and fields.get("params") is not None:
+        raise SpecError("Name a MODEL or give --params, not both.")
+    nodes = None if fields.get("nodes") is None else whole("nodes", fields["nodes"])
+    if nodes is not None and nodes > MAX_RANKS:
         raise SpecError(f"--nodes {nodes} is too large: at most {MAX_RANKS:,}.")
     python = _interpreter(fields.get("python"))
     trainer = fields.get("trainer") or DEFAULT_TRAINER
@@ -97,7 +103,7 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         fields.get("recipe"),
     )
     gpu = find_gpu(gpu_text)
-    defaults = trainer_defaults(trainer, transformers_version(python))
+    defaults = trainer_defaults(trainer, library_versions(python)["transformers"])
     trust, offline = bool(fields.get("trust_remote_code")), bool(fields.get("offline"))
     resolved = None
     num_params = None
@@ -127,6 +133,7 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         gpu=gpu,
         gpu_text=gpu_text,
         nodes=nodes,
+        inter_node_gb_per_s=_inter_node(fields.get("inter_node_gb_per_s")),
         seq_len=seq_len,
         trainer=trainer,
         defaults=defaults,
@@ -172,6 +179,20 @@ def _seq_len(given: object, info: ModelInfo) -> tuple[int, tuple[Caveat, ...]]:
         return seq_len, ()
     text = f"--seq-len {seq_len:,} is more than the {longest:,} positions of {info.id}."
     return seq_len, (Caveat(code="seq-len-beyond-model", text=text),)
+
+
+def _inter_node(given: object) -> float | None:
+    if given is None:
+        return None
+    try:
+        rate = math.nan if isinstance(given, bool) else float(str(given))
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise SpecError(
+            f"{option('inter_node_gb_per_s')} {shown(given)} must be GB/s above 0, such as 25."
+        )
+    return rate
 
 
 def _interpreter(python: str | PathLike[str] | None) -> Path | None:

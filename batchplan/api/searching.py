@@ -9,10 +9,10 @@ from batchplan.api.checks import checked, shown, whole
 from batchplan.api.devices import AUTO, device_counts
 from batchplan.api.learning import batch_size, positive_number
 from batchplan.api.profiles import Profiles
-from batchplan.api.recipes import fill
+from batchplan.api.recipes import DTYPE_FIELDS, fill, numerics_words
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
-from batchplan.planner import Answer, ProfilePricer, SearchSpace, StatesPricer, search_with
+from batchplan.planner import Answer, ProfilePricer, SearchSpace, StatesPricer, search
 from batchplan.sources import load_runs
 from batchplan.spec import (
     BatchGoal,
@@ -23,6 +23,7 @@ from batchplan.spec import (
     Offload,
     Recipe,
     Sharding,
+    nodes_for,
 )
 from batchplan.trainers import realisable_shardings
 from batchplan.units import parse_percent
@@ -88,10 +89,11 @@ def question(
     space = SearchSpace(
         num_ranks=counts,
         num_nodes=request.nodes,
+        inter_node_gb_per_s=request.inter_node_gb_per_s,
         stop_at_first_fit=devices == AUTO,
         micro_batch=_optional("micro_batch", micro_batch),
         accum_steps=_optional("accum_steps", accum_steps),
-        shardings=_shardings(request, recipe, max(counts)),
+        shardings=_shardings(request, recipe, counts),
         checkpointings=_pinned(
             request, "checkpointing", recipe, (Checkpointing.NONE, Checkpointing.FULL)
         ),
@@ -127,7 +129,7 @@ def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
         pricer = StatesPricer(
             num_params=request.num_params, activation_bytes=request.activation_bytes
         )
-    return search_with(
+    return search(
         pricer=pricer,
         recipe=asked.recipe,
         space=asked.space,
@@ -147,7 +149,14 @@ def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
     recipe = fill(request.given, {"numerics": numerics})
     if "numerics" in request.given:
         return recipe, ()
-    text = f"No --numerics given: {numerics.value} is planned ({_MEANING[numerics]})."
+    given = [request.given.get(name) is not None for name in DTYPE_FIELDS]
+    if all(given):
+        return recipe, ()
+    planned = f"{numerics.value} is planned ({_MEANING[numerics]})"
+    if any(given):
+        words = numerics_words(recipe)
+        planned = f"{numerics.value} fills in the dtypes that were not given ({words})"
+    text = f"No --numerics given: {planned}."
     return recipe, (Caveat(code="numerics-assumed", text=text),)
 
 
@@ -172,10 +181,9 @@ def _default_numerics(request: Request) -> Numerics:
     return Numerics.BF16_MASTER if has_bf16 else Numerics.FP16_MASTER
 
 
-def _shardings(request: Request, recipe: Recipe, num_ranks: int) -> tuple[Sharding, ...]:
-    found = realisable_shardings(
-        request.trainer, recipe.numerics, num_ranks, num_nodes=request.nodes
-    )
+def _shardings(request: Request, recipe: Recipe, counts: tuple[int, ...]) -> tuple[Sharding, ...]:
+    nodes = request.nodes or max(nodes_for(num_ranks) for num_ranks in counts)
+    found = realisable_shardings(request.trainer, recipe.numerics, max(counts), num_nodes=nodes)
     return (recipe.sharding,) if "sharding" in request.given else found
 
 

@@ -31,7 +31,7 @@ def estimate(model: MODEL = None, **options: Any) -> int:
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     output, explain = options.pop("output"), options.pop("explain")
-    options.pop("verbose")
+    verbose = options.pop("verbose")
     refuse_unwritable(output)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
@@ -46,6 +46,6 @@ def estimate(model: MODEL = None, **options: Any) -> int:
     def show(file: IO[str]) -> None:
         from batchplan.render.estimate import print_estimate
 
-        print_estimate(document, file=file, explain=explain)
+        print_estimate(document, file=file, explain=explain, verbose=verbose)
 
     return deliver(document, as_json=as_json, show=show, code=0 if answer.fits else DOES_NOT_FIT)

@@ -74,7 +74,16 @@ SUBJECT: Options = {
         "GPU: a catalog name (a100-80gb), a memory size with unit (24GiB), or local. Required.",
         metavar="NAME|SIZE",
     ),
-    "nodes": option(int, "Machines the devices are spread over. Default: 1.", metavar="N"),
+    "nodes": option(
+        int,
+        "Machines the devices are spread over. Default: as many of 8 devices as are needed.",
+        metavar="N",
+    ),
+    "inter_node_gb_per_s": option(
+        float,
+        "Between nodes, one direction per GPU, in GB/s (1e9 bytes). Default: 25.",
+        metavar="GB/S",
+    ),
     "seq_len": option(
         str,
         "Tokens per sequence, padding included. Default: 4096 or the model's maximum if less.",
@@ -167,7 +176,9 @@ OUTPUT: Options = {
     **JSON_ONLY,
     "output": option(Path, "Write {written} to FILE.", "-o", "--output", metavar="FILE"),
     "explain": option(bool, "Show the formula and source beside each term.", "--explain"),
-    "verbose": option(bool, "Tell more: traceback of a bug on stderr.", "-v", "--verbose"),
+    "verbose": option(
+        bool, "Tell more: terms below 0.005 GiB; traceback of a bug on stderr.", "-v", "--verbose"
+    ),
 }
 
 

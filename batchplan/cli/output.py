@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -52,22 +53,50 @@ def refuse_unwritable(path: Path | None) -> None:
     """Refuse a file that cannot be written, before any work is done for it.
 
     Raises:
-        SpecError: when it is a folder, or its folder is missing or closed to us.
+        SpecError: as ``_target`` does.
     """
-    if path is None:
-        return
-    if path.is_dir():
-        raise SpecError(f"Cannot write {path}: it is a folder. Name a file.")
-    if not path.parent.is_dir():
-        raise SpecError(f"Cannot write {path}: there is no folder {path.parent}.")
-    if not os.access(path.parent, os.W_OK):
-        raise SpecError(f"Cannot write {path}: no permission in {path.parent}.")
+    if path is not None:
+        _target(path)
+
+
+def refuse_json(path: Path | None) -> None:
+    """Refuse a name that says JSON for a config that is YAML.
+
+    Raises:
+        SpecError: when it does.
+    """
+    if path is not None and path.suffix.lower() == ".json":
+        raise SpecError(f"Cannot write {path}: the config is YAML. Name a .yaml file.")
+
+
+def _target(path: Path) -> Path:
+    """Return the file that is written for ``path``: where its links lead.
+
+    Raises:
+        SpecError: when that is something else than a file, or its folder is missing or closed.
+    """
+    try:
+        mode = path.stat().st_mode
+        target = path.resolve()
+    except FileNotFoundError:
+        mode, target = None, path.resolve()
+    except OSError as error:
+        raise SpecError(f"Cannot write {path}: {error.strerror or error}.") from None
+    if mode is not None and not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise SpecError(f"Cannot write {path}: it is {what}. Name a file.")
+    if not target.parent.is_dir():
+        raise SpecError(f"Cannot write {path}: there is no folder {target.parent}.")
+    if not os.access(target.parent, os.W_OK):
+        raise SpecError(f"Cannot write {path}: no permission in {target.parent}.")
+    return target
 
 
 def write_files(files: Iterable[tuple[Path, str]]) -> None:
     """Write text files, each whole or not at all: to a temporary file first, then renamed.
 
-    All temporary files are written before the first is renamed.
+    All temporary files are written before the first is renamed. Links are kept: what they lead to
+    is written.
 
     Raises:
         SpecError: when one cannot be written.
@@ -76,7 +105,8 @@ def write_files(files: Iterable[tuple[Path, str]]) -> None:
     path = Path()
     try:
         for path, text in files:
-            staged.append((_stage(path, text), path))
+            target = _target(path)
+            staged.append((_stage(target, text), target))
         for temporary, path in staged:
             temporary.replace(path)
     except OSError as error:

@@ -61,11 +61,12 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     Example: batchplan recommend Qwen/Qwen2.5-7B --gpu a100-80gb --devices 8 --target-tokens 1M
     """
     from batchplan.api import recommend as answer_recommend
-    from batchplan.cli.output import Progress, deliver, refuse_unwritable, warn
+    from batchplan.cli.output import Progress, deliver, refuse_json, refuse_unwritable, warn
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     output, explain = options.pop("output"), options.pop("explain")
-    options.pop("verbose")
+    verbose = options.pop("verbose")
+    refuse_json(output)
     refuse_unwritable(output)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
@@ -78,7 +79,7 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     def show(file: IO[str]) -> None:
         from batchplan.render.recommend import print_recommendation
 
-        print_recommendation(document, file=file, explain=explain)
+        print_recommendation(document, file=file, explain=explain, verbose=verbose)
 
     return deliver(document, as_json=as_json, show=show, code=0 if answer.fits else NOTHING_FITS)
 

@@ -68,6 +68,8 @@ class OptimizerRule:
     """Whether it is Adam, whose beta2 keeps its half-life in tokens."""
     fine_tuning_rate: float
     """For a full fine-tune at ``REFERENCE_BATCH`` sequences."""
+    origin: str
+    """Whose rate that is, to go before ``of 1e-05``."""
     source: str
 
 
@@ -79,7 +81,12 @@ FINE_TUNING_BETA2 = 0.999
 
 _SWIFT = "ms-swift 4.6 default (1e-5 full, 1e-4 LoRA)"
 _ADAM = OptimizerRule(
-    rule="sqrt", is_studied=True, has_beta2=True, fine_tuning_rate=1e-5, source=_SWIFT
+    rule="sqrt",
+    is_studied=True,
+    has_beta2=True,
+    fine_tuning_rate=1e-5,
+    origin="ms-swift's full fine-tuning default",
+    source=_SWIFT,
 )
 OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
     Optimizer.ADAMW: _ADAM,
@@ -90,6 +97,7 @@ OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
         is_studied=False,
         has_beta2=False,
         fine_tuning_rate=1e-5,
+        origin="ms-swift's full fine-tuning default for AdamW",
         source=f"taken over from AdamW: {_SWIFT}",
     ),
     Optimizer.SGD: OptimizerRule(
@@ -97,6 +105,7 @@ OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
         is_studied=True,
         has_beta2=False,
         fine_tuning_rate=1e-3,
+        origin="torch.optim.SGD's default",
         source="torch.optim.SGD default; no documented value for language models",
     ),
     Optimizer.SGD_MOMENTUM: OptimizerRule(
@@ -104,6 +113,7 @@ OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
         is_studied=True,
         has_beta2=False,
         fine_tuning_rate=1e-3,
+        origin="torch.optim.SGD's default",
         source="torch.optim.SGD default; no documented value for language models",
     ),
     Optimizer.LION: OptimizerRule(
@@ -111,6 +121,7 @@ OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
         is_studied=False,
         has_beta2=False,
         fine_tuning_rate=3e-6,
+        origin="a third of AdamW's full fine-tuning default",
         source="AdamW's over 3: Lion, https://arxiv.org/abs/2302.06675, section 5 (3-10 smaller)",
     ),
     Optimizer.MUON: OptimizerRule(
@@ -118,6 +129,7 @@ OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
         is_studied=False,
         has_beta2=False,
         fine_tuning_rate=1e-3,
+        origin="torch.optim.Muon's default",
         source="torch.optim.Muon default",
     ),
 }
@@ -180,8 +192,8 @@ def advise(
         caveats.append(
             Caveat(
                 code="learning-rate-not-tuned",
-                text=f"Started from {base.value:g} at {base.global_batch_size:g} sequences "
-                f"({base.source}). Sweep 0.5, 1 and 2 times the value.",
+                text="A documented starting point, not tuned for your data: sweep 0.5, 1 and 2 "
+                "times the value.",
             )
         )
         if hidden_size is not None and known is _ADAM:
@@ -267,7 +279,8 @@ def _reference(*, method: Method, known: OptimizerRule) -> Base:
     return Base(
         value=LORA_FACTOR * known.fine_tuning_rate,
         global_batch_size=REFERENCE_BATCH,
-        source=f"{LORA_FACTOR} × full fine-tuning (LoRA Without Regret), which is {known.source}",
+        source=f"{LORA_FACTOR} × {known.origin} of {known.fine_tuning_rate:g} "
+        "(LoRA Without Regret)",
     )
 
 

@@ -141,7 +141,7 @@ def bill(*, setting: Setting, peak: Instant, batch: Batch, in_step: bool) -> tup
             name="CUDA context",
             num_bytes=gpu.context_bytes,
             formula="table by GPU",
-            source=gpu.source or "not known for this device",
+            source=gpu.context_source or "not known for this device",
         ),
         Term(
             name="communicator",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchplan.memory.numerics import BYTES_PER_ELEMENT, Dtypes
-from batchplan.memory.sharding import Engine, ShardingRule
 from batchplan.memory.states import States
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Dtype, Method, Recipe
+from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes
+from batchplan.states.sharding import Engine, ShardingRule
 
 # Defaults of deepspeed/runtime/zero/config.py, in elements.
 ZERO3_MAX_LIVE_PARAMS = 1_000_000_000

@@ -6,13 +6,13 @@ from batchplan.errors import SpecError
 from batchplan.memory.activations import Instant, fold
 from batchplan.memory.bill import bill, input_bytes, state_terms
 from batchplan.memory.device import ERROR_BASIS, ERROR_PERCENT, allocator_reserve_bytes
-from batchplan.memory.numerics import resolve_dtypes
 from batchplan.memory.setting import Setting, prepare
-from batchplan.memory.sharding import RULES
 from batchplan.memory.states import ParamCounts, compute_states
 from batchplan.memory.terms import Estimate, Moment, Term
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Batch, Caveat, Cluster, Gpu, Loss, Method, Recipe
+from batchplan.states.numerics import resolve_dtypes
+from batchplan.states.sharding import RULES
 
 OPTIMIZER_STEP = "optimizer step"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from batchplan.memory.activations import GradientLife
 from batchplan.memory.buffers import Buffers, compute_buffers
 from batchplan.memory.device import cublas_workspace_bytes
-from batchplan.memory.numerics import BYTES_PER_ELEMENT, Dtypes, resolve_dtypes
-from batchplan.memory.sharding import RULES, Engine, ShardingRule
 from batchplan.memory.states import ParamCounts, States, compute_states
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Cluster, Gpu, Method, Recipe
+from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes, resolve_dtypes
+from batchplan.states.sharding import RULES, Engine, ShardingRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

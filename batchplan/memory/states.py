@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchplan.memory.numerics import BYTES_PER_ELEMENT, Dtypes
-from batchplan.memory.sharding import Engine, ShardingRule
 from batchplan.spec import Dtype, Offload, Optimizer, OptimizerImpl, Recipe
+from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes, nf4_bytes
+from batchplan.states.sharding import (
+    Engine,
+    ShardingRule,
+    keeps_masters_as_weights,
+    stored_gradient_dtype,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +63,6 @@ OPTIMIZERS: dict[Optimizer, OptimizerStates] = {
     ),
 }
 
-# 4 bits a value and one fp32 scale a block of 64; double quantisation holds the scales in 8 bits
-# with an fp32 scale per 256 of them. Source: QLoRA, arXiv 2305.14314, section 3.
-NF4_BYTES = 0.5 + 4 / 64
-NF4_DOUBLE_QUANT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class States:
@@ -88,10 +88,8 @@ def compute_states(
 
     Shards are rounded up: the fullest rank is the one that runs out of memory.
 
-    Under FSDP the sharded weights *are* the fp32 master weights when the numerics ask for master
-    copies, and their sharded gradients are fp32 with them; the 16-bit copies exist only while
-    gathered. Source: torch ``_fsdp_param.py`` (``MixedPrecisionPolicy``), accelerate
-    ``utils/fsdp_utils.py`` (fp32 up-cast of trainable parameters).
+    Where FSDP's sharded weights are the fp32 masters, the bill has them as master weights and the
+    16-bit copies exist only while gathered.
 
     Source: ZeRO, https://arxiv.org/abs/1910.02054, section 3.1.
     Leaves out: padding of uneven shards (a few KiB a parameter tensor; errs low).
@@ -100,10 +98,9 @@ def compute_states(
     def share(num_bytes: float, *, split: bool) -> int:
         return -(-round(num_bytes) // (num_shards if split else 1))
 
-    fsdp_master = rule.engine is Engine.FSDP and dtypes.has_master
-    weight_bytes = 0 if fsdp_master else BYTES_PER_ELEMENT[dtypes.weights]
-    gradient_dtype = Dtype.FP32 if fsdp_master and recipe.grad_dtype is None else dtypes.gradients
-    gradient_bytes = BYTES_PER_ELEMENT[gradient_dtype]
+    are_masters = keeps_masters_as_weights(rule, dtypes)
+    weight_bytes = 0 if are_masters else BYTES_PER_ELEMENT[dtypes.weights]
+    gradient_bytes = BYTES_PER_ELEMENT[stored_gradient_dtype(recipe, rule, dtypes)]
     master = share(4 * counts.trainable if dtypes.has_master else 0, split=rule.optimizer)
     optimizer = share(_optimizer_bytes(counts, recipe, dtypes), split=rule.optimizer)
     weights = share(weight_bytes * counts.trainable, split=rule.weights)
@@ -138,9 +135,8 @@ def _optimizer_bytes(counts: ParamCounts, recipe: Recipe, dtypes: Dtypes) -> flo
 
 
 def _frozen_bytes(counts: ParamCounts, recipe: Recipe, dtypes: Dtypes) -> float:
-    nf4 = NF4_DOUBLE_QUANT_BYTES if recipe.double_quant else NF4_BYTES
     plain = counts.frozen - counts.quantisable
-    return nf4 * counts.quantisable + BYTES_PER_ELEMENT[dtypes.frozen] * plain
+    return nf4_bytes(recipe) * counts.quantisable + BYTES_PER_ELEMENT[dtypes.frozen] * plain
 
 
 def _step_temporary(

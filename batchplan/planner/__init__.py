@@ -3,7 +3,7 @@
 from batchplan.planner.candidates import MICRO_BATCH_CAP, Layout, SearchSpace
 from batchplan.planner.plan import Answer, Plan, Rescue
 from batchplan.planner.pricing import Pricer, ProfilePricer, ProfileSource, StatesPricer
-from batchplan.planner.search import DEFAULT_LIMIT, search, search_with
+from batchplan.planner.search import DEFAULT_LIMIT, search
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -18,5 +18,4 @@ __all__ = [
     "SearchSpace",
     "StatesPricer",
     "search",
-    "search_with",
 ]

@@ -11,7 +11,17 @@ from batchplan.memory import Estimate
 from batchplan.planner.candidates import Layout, deviation
 from batchplan.planner.plan import Plan
 from batchplan.planner.pricing import Pricer
-from batchplan.spec import MAX_MICRO_BATCH, Batch, BatchGoal, Caveat, Gpu, ModelInfo, Recipe
+from batchplan.spec import (
+    DEVICES_IN_A_NODE,
+    MAX_MICRO_BATCH,
+    Batch,
+    BatchGoal,
+    Caveat,
+    Cluster,
+    Gpu,
+    ModelInfo,
+    Recipe,
+)
 from batchplan.throughput.communication import AMORTISED
 from batchplan.units import format_bytes, format_count
 
@@ -31,6 +41,10 @@ class Question:
     base_lr: float | None = None
     base_batch: float | None = None
     base_batch_tokens: float | None = None
+    assumes_nodes: bool = False
+    """Whether the number of nodes follows from the devices; nobody gave it."""
+    assumes_inter_node: bool = False
+    """Whether the rate between nodes is the default; nobody gave it."""
 
 
 def assemble(
@@ -59,6 +73,7 @@ def assemble(
             *_target_caveats(question.goal, batch, off, target),
             *_accumulation_caveats(recipe, batch, target),
             *_size_caveats(question, batch),
+            *_node_caveats(question, cluster),
         ),
     )
 
@@ -171,4 +186,22 @@ def _size_caveats(question: Question, batch: Batch) -> Iterator[Caveat]:
         yield Caveat(
             code="seq-len-beyond-model",
             text=f"Sequences of {batch.seq_len:,} tokens; the model's config reaches {longest:,}.",
+        )
+
+
+def _node_caveats(question: Question, cluster: Cluster) -> Iterator[Caveat]:
+    if cluster.num_nodes == 1:
+        return
+    if question.assumes_nodes:
+        yield Caveat(
+            code="nodes-assumed",
+            text=f"No --nodes given: {cluster.num_ranks} devices are taken to be "
+            f"{cluster.num_nodes} nodes of {cluster.ranks_per_node} (a node holds "
+            f"{DEVICES_IN_A_NODE} at most).",
+        )
+    if question.assumes_inter_node:
+        yield Caveat(
+            code="inter-node-assumed",
+            text=f"No --inter-node-gb-per-s given: {cluster.inter_node_gb_per_s:g} GB/s one way "
+            "per GPU between nodes is assumed (a 200 Gb/s adapter for each GPU).",
         )

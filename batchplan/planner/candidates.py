@@ -20,6 +20,7 @@ from batchplan.spec import (
     Offload,
     Recipe,
     Sharding,
+    nodes_for,
 )
 
 MICRO_BATCH_CAP = 4096
@@ -45,8 +46,10 @@ class SearchSpace:
 
     num_ranks: tuple[int, ...]
     """Values to try, fewest first."""
-    num_nodes: int = 1
-    inter_node_gb_per_s: float = 25.0
+    num_nodes: int | None = None
+    """None takes as many as the devices of each candidate need."""
+    inter_node_gb_per_s: float | None = None
+    """None takes the default of ``Cluster``."""
     stop_at_first_fit: bool = False
     """Take the fewest devices on which anything fits (``--devices auto``)."""
     micro_batch: int | None = None
@@ -108,7 +111,9 @@ def clusters(space: SearchSpace) -> Iterator[Cluster]:
     Raises:
         SpecError: when no number of devices divides over the nodes.
     """
-    counts = [ranks for ranks in sorted(set(space.num_ranks)) if ranks % space.num_nodes == 0]
+    counts = [
+        ranks for ranks in sorted(set(space.num_ranks)) if ranks % (space.num_nodes or 1) == 0
+    ]
     if not counts:
         tried = ", ".join(map(str, space.num_ranks))
         raise SpecError(
@@ -116,11 +121,14 @@ def clusters(space: SearchSpace) -> Iterator[Cluster]:
             "--devices is the total over all nodes."
         )
     for ranks in counts:
-        yield Cluster(
-            num_ranks=ranks,
-            num_nodes=space.num_nodes,
-            inter_node_gb_per_s=space.inter_node_gb_per_s,
-        )
+        cluster = Cluster(num_ranks=ranks, num_nodes=space.num_nodes or nodes_for(ranks))
+        yield between_nodes(cluster, space)
+
+
+def between_nodes(cluster: Cluster, space: SearchSpace) -> Cluster:
+    """Return ``cluster`` with the rate between nodes that ``space`` gives, if any."""
+    rate = space.inter_node_gb_per_s
+    return cluster if rate is None else cluster.model_copy(update={"inter_node_gb_per_s": rate})
 
 
 def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator[Layout]:

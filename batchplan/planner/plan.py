@@ -70,5 +70,7 @@ class Answer:
     rescues: tuple[Rescue, ...]
     """Changes that do fit, fewest changes first."""
     searched: int
-    """Candidates weighed: every (layout, micro-batch, K) whose time or peak was compared."""
+    """Candidates weighed: every (layout, micro-batch, K) that was priced or timed, fitting or not.
+
+    What ``ladder`` and ``rescues`` price on top is not a candidate."""
     caveats: tuple[Caveat, ...] = ()

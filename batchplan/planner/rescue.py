@@ -12,7 +12,7 @@ from itertools import combinations, product
 
 from batchplan.errors import TraceError
 from batchplan.planner.assemble import Question, assemble
-from batchplan.planner.candidates import FSDP, OFFLOADS, Layout, SearchSpace
+from batchplan.planner.candidates import FSDP, OFFLOADS, Layout, SearchSpace, between_nodes
 from batchplan.planner.plan import Plan, Rescue
 from batchplan.spec import (
     MAX_ACCUM_STEPS,
@@ -24,12 +24,11 @@ from batchplan.spec import (
     Offload,
     Recipe,
     Sharding,
+    nodes_for,
 )
 
 MOST_RESCUES = 6
 MOST_CHANGES = 3
-DEVICES_IN_A_NODE = 8
-"""More devices than this are taken to need more nodes."""
 SHORTEST_SEQ_LEN = 128
 """Halving stops here: below, there is little left to train on."""
 
@@ -137,12 +136,11 @@ def _train_adapters(method: Method) -> Callable[[Attempt], Attempt | None]:
 def _multiply_devices(factor: int) -> Callable[[Attempt], Attempt | None]:
     def apply(attempt: Attempt) -> Attempt | None:
         ranks = factor * attempt.cluster.num_ranks
-        nodes = attempt.cluster.num_nodes
         if ranks > MAX_RANKS:
             return None
+        nodes = nodes_for(ranks, at_least=attempt.cluster.num_nodes)
         options = {"devices": str(ranks)}
-        while ranks // nodes > DEVICES_IN_A_NODE and ranks % (2 * nodes) == 0:
-            nodes *= 2
+        if nodes != attempt.cluster.num_nodes:
             options["nodes"] = str(nodes)
         cluster = attempt.cluster.model_copy(update={"num_ranks": ranks, "num_nodes": nodes})
         return replace(attempt.change(options), cluster=cluster)
@@ -215,7 +213,7 @@ def rescues(*, question: Question, space: SearchSpace, start: Plan) -> tuple[Res
     methods join pairs only while none is enough alone, because each may need a trace of its own;
     three changes at once are tried only while nothing has fitted.
     """
-    begin = _attempt(start)
+    begin = _attempt(space, start)
     enough: list[tuple[Change, ...]] = []
     found: list[tuple[tuple[int, ...], Rescue]] = []
     for size, with_method in product(range(1, MOST_CHANGES + 1), (False, True)):
@@ -227,9 +225,10 @@ def rescues(*, question: Question, space: SearchSpace, start: Plan) -> tuple[Res
                 continue
             if _is_redundant(changes, enough):
                 continue
-            plan, attempt = _try(question, space, begin, start, changes)
-            if plan is None or attempt is None or not plan.fits:
+            tried = _try(question, begin, start, changes)
+            if tried is None or not tried[0].fits:
                 continue
+            plan, attempt = tried
             enough.append(changes)
             num_options = len(dict(attempt.changed).keys() - {"nodes"})
             positions = (num_options, *(CHANGES.index(change) for change in changes))
@@ -241,19 +240,22 @@ def rescues(*, question: Question, space: SearchSpace, start: Plan) -> tuple[Res
 def ladder(*, question: Question, space: SearchSpace, start: Plan) -> tuple[Rescue, ...]:
     """Return changes each on top of the one before, until the first that fits.
 
-    Rungs that do not lower the peak are left out; ``change`` holds the rung's own change.
+    Every rung is the least change that lowers the peak, found anew from the top of the table: what
+    did not help before may help now. ``change`` holds the rung's own change.
     """
     rungs: list[Rescue] = []
-    attempt, peak = _attempt(start), start.memory.peak_bytes
-    for change in _applicable(question):
-        fresh = replace(attempt, changed=())
-        plan, after = _try(question, space, fresh, start, (change,))
-        if plan is None or after is None or plan.memory.peak_bytes >= peak:
-            continue
-        rungs.append(_rescue(space, start, after, plan, (change,)))
-        attempt, peak = after, plan.memory.peak_bytes
-        if plan.fits:
+    attempt, plan = _attempt(space, start), start
+    unused = list(_applicable(question))
+    while not plan.fits:
+        for change in unused:
+            tried = _try(question, replace(attempt, changed=()), start, (change,))
+            if tried is not None and tried[0].memory.peak_bytes < plan.memory.peak_bytes:
+                break
+        else:
             break
+        plan, attempt = tried
+        unused.remove(change)
+        rungs.append(_rescue(space, start, attempt, plan, (change,)))
     return tuple(rungs)
 
 
@@ -273,51 +275,43 @@ def _is_redundant(changes: tuple[Change, ...], enough: list[tuple[Change, ...]])
     )
 
 
-def _attempt(start: Plan) -> Attempt:
+def _attempt(space: SearchSpace, start: Plan) -> Attempt:
+    cluster = Cluster(num_ranks=start.batch.num_ranks, num_nodes=start.num_nodes)
     return Attempt(
         recipe=start.recipe,
-        cluster=Cluster(num_ranks=start.batch.num_ranks, num_nodes=start.num_nodes),
+        cluster=between_nodes(cluster, space),
         micro_batch=start.batch.micro_batch,
         seq_len=start.batch.seq_len,
     )
 
 
 def _try(
-    question: Question,
-    space: SearchSpace,
-    attempt: Attempt,
-    start: Plan,
-    changes: tuple[Change, ...],
-) -> tuple[Plan | None, Attempt | None]:
+    question: Question, attempt: Attempt, start: Plan, changes: tuple[Change, ...]
+) -> tuple[Plan, Attempt] | None:
     """Apply all changes and price the result; devices first, as sharding needs several.
 
-    A result that strays further from the target than the start or the tolerance is no answer.
+    None where a change does not apply, its method cannot be traced, or the result strays further
+    from the target than the start or the tolerance.
     """
     begin = attempt
     for change in sorted(changes, key=lambda each: each.knob != "devices"):
         changed = change.apply(attempt)
         if changed is None:
-            return None, None
+            return None
         attempt = changed
-    attempt = replace(
-        attempt,
-        cluster=attempt.cluster.model_copy(
-            update={"inter_node_gb_per_s": space.inter_node_gb_per_s}
-        ),
-    )
     try:
         plan = _priced(question, start, attempt)
     except TraceError:
         if attempt.recipe.method is begin.recipe.method:
             raise
-        return None, None
+        return None
     allowed = max(question.goal.tolerance, abs(start.target_deviation))
-    if plan is None or abs(plan.target_deviation) > allowed:
-        return None, None
+    if abs(plan.target_deviation) > allowed:
+        return None
     return plan, attempt
 
 
-def _priced(question: Question, start: Plan, attempt: Attempt) -> Plan | None:
+def _priced(question: Question, start: Plan, attempt: Attempt) -> Plan:
     pricer = question.pricer
     layout = Layout(recipe=attempt.recipe, cluster=attempt.cluster)
     batch = Batch(

@@ -8,7 +8,7 @@ recommended is priced again exactly as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from batchplan.errors import SpecError
@@ -26,7 +26,7 @@ from batchplan.planner.candidates import (
     layouts,
 )
 from batchplan.planner.plan import Answer, Plan
-from batchplan.planner.pricing import Pricer, ProfilePricer, ProfileSource
+from batchplan.planner.pricing import Pricer
 from batchplan.planner.rescue import ladder, rescues
 from batchplan.spec import Batch, BatchGoal, Gpu, ModelInfo, Recipe
 
@@ -37,7 +37,7 @@ DEFAULT_LIMIT = 5
 
 def search(
     *,
-    profiles: ProfileSource,
+    pricer: Pricer,
     recipe: Recipe,
     space: SearchSpace,
     goal: BatchGoal,
@@ -54,7 +54,7 @@ def search(
     Method, numerics and optimizer stay as the recipe says.
 
     Args:
-        profiles: gives the activation profile of a recipe at a sequence length.
+        pricer: ``ProfilePricer`` for a model, ``StatesPricer`` for ``--params``.
         recipe: what is trained and how; its sharding, checkpointing and offload are searched.
         space: the values of each axis, pins included.
         goal: tokens or sequences per optimizer step, and the tolerance.
@@ -70,7 +70,7 @@ def search(
         SpecError: when target, pins and space admit no candidate at all.
     """
     question = Question(
-        pricer=ProfilePricer(profiles=profiles, gpu=gpu),
+        pricer=pricer,
         goal=goal,
         gpu=gpu,
         model=model,
@@ -78,8 +78,10 @@ def search(
         base_lr=base_lr,
         base_batch=base_batch,
         base_batch_tokens=base_batch_tokens,
+        assumes_nodes=space.num_nodes is None,
+        assumes_inter_node=space.inter_node_gb_per_s is None,
     )
-    return answer(question=question, recipe=recipe, space=space, limit=limit)
+    return _answer(question=question, recipe=recipe, space=space, limit=limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,18 +120,22 @@ class Candidate:
         )
 
 
-def answer(*, question: Question, recipe: Recipe, space: SearchSpace, limit: int) -> Answer:
-    """Return the answer to one question, whatever prices its candidates."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tried:
+    """A layout, and every (micro-batch, K) on it that was priced or timed."""
+
+    layout: Layout
+    weighed: set[tuple[int, int]] = field(default_factory=set)
+
+
+def _answer(*, question: Question, recipe: Recipe, space: SearchSpace, limit: int) -> Answer:
     target = check_target(goal=question.goal, space=space)
     candidates: list[Candidate] = []
-    tried: list[Layout] = []
-    searched = 0
+    tried: list[Tried] = []
     for cluster in clusters(space):
         for layout in layouts(recipe=recipe, space=space, cluster=cluster):
-            tried.append(layout)
-            found = list(_fitting(question, space, layout, target))
-            searched += max(1, len(found))
-            candidates += found
+            tried.append(Tried(layout=layout))
+            candidates += _fitting(question, space, tried[-1], target)
         reached = any(abs(each.deviation) <= question.goal.tolerance for each in candidates)
         if space.stop_at_first_fit and reached:
             break
@@ -139,7 +145,12 @@ def answer(*, question: Question, recipe: Recipe, space: SearchSpace, limit: int
     plans = tuple(_best(question, space, candidates, limit))
     if plans:
         return Answer(
-            plans=plans, closest=None, ladder=(), rescues=(), searched=searched, caveats=caveats
+            plans=plans,
+            closest=None,
+            ladder=(),
+            rescues=(),
+            searched=sum(len(each.weighed) for each in tried),
+            caveats=caveats,
         )
     closest = _closest(question, space, tried, target)
     return Answer(
@@ -147,15 +158,16 @@ def answer(*, question: Question, recipe: Recipe, space: SearchSpace, limit: int
         closest=closest,
         ladder=ladder(question=question, space=space, start=closest),
         rescues=rescues(question=question, space=space, start=closest),
-        searched=searched,
+        searched=sum(len(each.weighed) for each in tried),
         caveats=caveats,
     )
 
 
 def _fitting(
-    question: Question, space: SearchSpace, layout: Layout, target: int | None
+    question: Question, space: SearchSpace, tried: Tried, target: int | None
 ) -> Iterator[Candidate]:
     """Yield candidates of one layout, micro-batches ascending while they fit."""
+    layout = tried.layout
     pricer, num_ranks = question.pricer, layout.cluster.num_ranks
     largest = largest_micro_batch(space=space, num_ranks=num_ranks, target=target)
     smallest = space.micro_batch or 1
@@ -163,17 +175,14 @@ def _fitting(
         largest = 1  # States alone cannot tell a larger micro-batch from a smaller one.
     reach: dict[bool, int] = {}
 
+    def fits(accum_steps: int, micro_batch: int) -> bool:
+        tried.weighed.add((micro_batch, accum_steps))
+        bill = _price(question, space, layout, micro_batch, accum_steps)
+        return bill.peak_bytes <= question.gpu.usable_bytes
+
     def largest_fit(*, accumulates: bool) -> int:
         if accumulates not in reach:
-            accum_steps = 2 if accumulates else 1
-            reach[accumulates] = _bisect(
-                lambda size: (
-                    _price(question, space, layout, size, accum_steps).peak_bytes
-                    <= question.gpu.usable_bytes
-                ),
-                smallest,
-                largest,
-            )
+            reach[accumulates] = _bisect(partial(fits, 1 + accumulates), smallest, largest)
         return reach[accumulates]
 
     timer = pricer.timer(recipe=layout.recipe, cluster=layout.cluster, seq_len=space.seq_len)
@@ -186,6 +195,7 @@ def _fitting(
             if accum_steps > 1 and micro_batch > largest_fit(accumulates=True):
                 continue
             tokens = micro_batch * accum_steps * num_ranks * space.seq_len
+            tried.weighed.add((micro_batch, accum_steps))
             yield Candidate(
                 layout=layout,
                 micro_batch=micro_batch,
@@ -288,11 +298,12 @@ def _first(candidates: list[Candidate]) -> Candidate:
 
 
 def _closest(
-    question: Question, space: SearchSpace, tried: list[Layout], target: int | None
+    question: Question, space: SearchSpace, tried: list[Tried], target: int | None
 ) -> Plan:
     """Return the candidate with the least excess: every layout at its smallest micro-batch."""
     smallest: tuple[int, Layout, Batch, Estimate] | None = None
-    for layout in tried:
+    for each in tried:
+        layout = each.layout
         micro_batch = space.micro_batch or 1
         num_ranks = layout.cluster.num_ranks
         choices = accum_choices(
@@ -300,6 +311,7 @@ def _closest(
         )
         wanted = (target or 0) / (micro_batch * num_ranks * space.seq_len)
         accum_steps = min(choices, key=partial(_distance, wanted))
+        each.weighed.add((micro_batch, accum_steps))
         batch = _batch(space, layout, micro_batch, accum_steps)
         memory = question.pricer.price(recipe=layout.recipe, batch=batch, cluster=layout.cluster)
         if smallest is None or memory.peak_bytes < smallest[0]:
@@ -314,38 +326,11 @@ def _distance(wanted: float, accum_steps: int) -> float:
 
 
 def _no_layout_message(space: SearchSpace) -> str:
+    nodes = max(cluster.num_nodes for cluster in clusters(space))
     shardings = ", ".join(space.shardings)
     offloads = ", ".join(space.offloads)
     return (
         f"No combination of sharding ({shardings}) and offload ({offloads}) is possible on "
-        f"{space.num_nodes} node{'s' if space.num_nodes > 1 else ''}: offloading the optimizer "
+        f"{nodes} node{'s' if nodes > 1 else ''}: offloading the optimizer "
         "needs zero1 to zero3, offloading parameters zero3 or FSDP, and fsdp-hybrid several nodes."
     )
-
-
-def search_with(
-    *,
-    pricer: Pricer,
-    recipe: Recipe,
-    space: SearchSpace,
-    goal: BatchGoal,
-    gpu: Gpu,
-    model: ModelInfo,
-    runs: Sequence[PublishedRun] = (),
-    base_lr: float | None = None,
-    base_batch: float | None = None,
-    base_batch_tokens: float | None = None,
-    limit: int = DEFAULT_LIMIT,
-) -> Answer:
-    """Do as ``search`` does, with any pricer, such as ``StatesPricer`` for ``--params``."""
-    question = Question(
-        pricer=pricer,
-        goal=goal,
-        gpu=gpu,
-        model=model,
-        runs=tuple(runs),
-        base_lr=base_lr,
-        base_batch=base_batch,
-        base_batch_tokens=base_batch_tokens,
-    )
-    return answer(question=question, recipe=recipe, space=space, limit=limit)

@@ -10,31 +10,31 @@ from batchplan.units import GB, GIB, format_bytes
 
 _TEXT_WIDTH = 56
 """Columns that names and numbers of the bill take."""
+_SMALL = GIB // 200
+"""Bytes below which a term is 0.00 GiB, and left out of a table unless all are asked for."""
 _STEPS = "▁▂▃▄▅▆▇█"
 
 
-def print_bill(page: Page, memory: Mapping[str, Any], *, explain: bool) -> None:
-    """Print every term above zero, the largest with the longest bar, and their sum."""
+def print_bill(
+    page: Page, memory: Mapping[str, Any], *, explain: bool, verbose: bool = False
+) -> None:
+    """Print the terms, the largest with the longest bar, and the sum of all there are."""
+    least = 1 if verbose else _SMALL
+    terms = [term for term in memory["terms"] if term["bytes"] >= least]
     if explain:
-        _print_formulas(page, memory)
+        _print_formulas(page, terms, memory["peak_bytes"])
     else:
-        _print_bars(page, memory)
+        _print_bars(page, terms, memory["peak_bytes"])
     print_timeline(page, memory)
 
 
-def _print_formulas(page: Page, memory: Mapping[str, Any]) -> None:
-    rows = [
-        (term["name"], _gib(term["bytes"]), term["formula"], term["source"])
-        for term in memory["terms"]
-        if term["bytes"]
-    ]
-    rows.append(("peak", _gib(memory["peak_bytes"]), "their sum", ""))
+def _print_formulas(page: Page, terms: Sequence[Mapping[str, Any]], peak: int) -> None:
+    rows = [(term["name"], _gib(term["bytes"]), term["formula"], term["source"]) for term in terms]
+    rows.append(("peak", _gib(peak), "sum of all terms", ""))
     page.table([("term", "left"), ("GiB", "right"), ("formula", "left"), ("source", "left")], rows)
 
 
-def _print_bars(page: Page, memory: Mapping[str, Any]) -> None:
-    terms = [term for term in memory["terms"] if term["bytes"]]
-    peak = memory["peak_bytes"]
+def _print_bars(page: Page, terms: Sequence[Mapping[str, Any]], peak: int) -> None:
     room = max(8, min(40, page.width - _TEXT_WIDTH))
     longest = max((term["bytes"] for term in terms), default=1)
     rows = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from batchplan.render.page import Page
+from batchplan.render.page import GAP, Page
 from batchplan.units import format_bytes, format_count
+
+MORE = "…"
+"""Stands for names that have no room."""
 
 
 def print_gpus(document: Mapping[str, Any], *, file: IO[str], width: int | None = None) -> None:
@@ -38,18 +41,19 @@ def print_models(document: Mapping[str, Any], *, file: IO[str], width: int | Non
     if len(rows) == 1:
         print_facts(page, rows[0])
         return
-    columns = [("model", "left"), ("parameters", "right"), ("also called", "left")]
-    page.table(
-        columns,
+    columns = [("model", "whole"), ("parameters", "right"), ("also called", "left")]
+    room = page.width - max(len(row["id"]) for row in rows) - len("parameters") - 2 * GAP
+    cells = [
         (
-            (
-                row["id"],
-                "?" if row["num_params"] is None else format_count(row["num_params"]),
-                ", ".join(row["aliases"]),
-            )
-            for row in rows
-        ),
-    )
+            row["id"],
+            "?" if row["num_params"] is None else format_count(row["num_params"]),
+            _names(row["aliases"], room),
+        )
+        for row in rows
+    ]
+    page.table(columns, cells)
+    if any(names.endswith(MORE) for *_, names in cells):
+        page.line(f"{MORE}: longer names too; a wider terminal or --json shows them.", style="dim")
 
 
 def print_runs(document: Mapping[str, Any], *, file: IO[str], width: int | None = None) -> None:
@@ -92,9 +96,11 @@ def print_advice(page: Page, advice: Mapping[str, Any], *, unit: str = "sequence
     """Print one learning rate, its rule, and how far the rule may be trusted."""
     low, high = advice["valid_range"]
     base = advice["base"]
+    source = base["source"]
+    named = f": {source}" if "(" in source else f" ({source})"
     page.line(
         f"{advice['value']:.3g} by the {advice['rule']} rule, from {base['value']:.3g} at "
-        f"{_plain(base['global_batch_size'])} {unit} ({base['source']})"
+        f"{_plain(base['global_batch_size'])} {unit}{named}"
     )
     page.line(f"Trusted from {_plain(low)} to {_plain(high)} {unit} a step.")
     also = []
@@ -123,6 +129,16 @@ def print_facts(page: Page, facts: Mapping[str, Any]) -> None:
             shown = f"{value:,}" if is_count else str(value)
         rows.append((name, shown))
     page.table([("fact", "left"), ("value", "left")], rows)
+
+
+def _names(names: Sequence[str], room: int) -> str:
+    """Return the names that fit a line each, and a mark where some do not.
+
+    >>> _names(["olmo-2-7b", "OLMo-2-1124-7B-Instruct"], 20)
+    'olmo-2-7b, …'
+    """
+    shown = [name for name in names if len(name) < room]
+    return ", ".join([*shown, *([MORE] if len(shown) < len(names) else [])])
 
 
 def _batch(first: int, last: int | None) -> str:

@@ -15,6 +15,7 @@ def print_estimate(
     *,
     file: IO[str],
     explain: bool = False,
+    verbose: bool = False,
     width: int | None = None,
 ) -> None:
     """Print the bill of one configuration."""
@@ -22,19 +23,28 @@ def print_estimate(
     print_subject(page, document)
     batch, inputs = document["batch"], document["inputs"]
     page.line(
-        f"Batch: {batch['micro_batch']} × {batch['accum_steps']} × {batch['num_ranks']} "
+        f"Batch: {split(batch)} "
         f"(micro-batch × K × devices) = {sequences(batch['global_batch_size'])} "
         f"= {batch['global_batch_tokens']:,} tokens a step, {batch['seq_len']:,} tokens each"
     )
     page.line(
-        f"Recipe: {inputs['method']}, {inputs['numerics']}, {inputs['optimizer']}, "
+        f"Recipe: {inputs['method']}, {document['numerics']}, {inputs['optimizer']}, "
         f"{inputs['sharding']}, checkpointing {inputs['checkpointing']}, "
         f"offload {inputs['offload']}, attention {inputs['attention']}, loss {inputs['loss']}"
     )
     page.title("Memory of one device")
-    print_bill(page, document["memory"], explain=explain)
+    print_bill(page, document["memory"], explain=explain, verbose=verbose)
     print_fit(page, document, document["headroom_bytes"])
     page.caveats(document["caveats"])
+
+
+def split(batch: Mapping[str, Any]) -> str:
+    """Return micro-batch × accumulation steps × devices.
+
+    >>> split({"micro_batch": 2, "accum_steps": 1024, "num_ranks": 8})
+    '2 × 1,024 × 8'
+    """
+    return f"{batch['micro_batch']:,} × {batch['accum_steps']:,} × {batch['num_ranks']:,}"
 
 
 def sequences(count: int) -> str:

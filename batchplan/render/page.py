@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+GAP = 2
+"""Spaces between the columns of a table."""
+
 
 class _Trimmed:
     """A text file that drops the spaces tables leave at the ends of lines."""
@@ -87,15 +90,18 @@ class Page:
     def table(
         self, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]], **options: Any
     ) -> None:
-        """Print a table; a column is its heading and ``left`` or ``right``."""
+        """Print a table; a column is its heading and ``left``, ``right`` or ``whole``.
+
+        ``whole`` is left and never folded.
+        """
         table = Table(
-            box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **options
+            box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", **options
         )
         for heading, side in columns:
             table.add_column(
                 Text(heading),
                 justify="right" if side == "right" else "left",
-                no_wrap=side == "right",
+                no_wrap=side != "left",
                 overflow="fold",
             )
         for row in rows:

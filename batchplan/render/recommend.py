@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from batchplan.render.bill import print_bill
 from batchplan.render.catalog import print_advice, print_run_table
-from batchplan.render.estimate import print_subject, sequences
+from batchplan.render.estimate import print_subject, sequences, split
 from batchplan.render.page import Page
 from batchplan.units import GIB, format_bytes, format_count, format_seconds
 
@@ -19,6 +19,7 @@ def print_recommendation(
     *,
     file: IO[str],
     explain: bool = False,
+    verbose: bool = False,
     width: int | None = None,
 ) -> None:
     """Print the plans, the best one's bill, its learning rate and its config; or the rescue."""
@@ -27,11 +28,12 @@ def print_recommendation(
     plans = document["plans"]
     if plans:
         _print_target(page, document)
-        page.title(f"Plans that fit (of {document['searched']:,} tried), best first")
+        priced = f"{document['searched']:,} candidates priced; the best of each layout"
+        page.title(f"Plans that fit, best first ({priced})")
         print_plans(page, plans)
-        _print_best(page, document, explain=explain)
+        _print_best(page, document, explain=explain, verbose=verbose)
     else:
-        _print_miss(page, document)
+        _print_miss(page, document, verbose=verbose)
     about_all = document["caveats"]
     known = {caveat["code"] for caveat in about_all}
     about_best = [] if not plans else [c for c in plans[0]["caveats"] if c["code"] not in known]
@@ -65,11 +67,11 @@ def _row(plan: Mapping[str, Any], *, wide: bool) -> list[str]:
     time, rate = plan["step_seconds"], plan["tokens_per_second"]
     return [
         str(plan.get("rank", "")),
-        f"{plan['micro_batch']} × {plan['accum_steps']} × {plan['num_ranks']}",
+        split(plan),
         sharding,
         plan["checkpointing"],
-        f"{plan['memory']['peak_bytes'] / GIB:.2f}",
-        f"{plan['headroom_bytes'] / GIB:.2f}",
+        f"{plan['memory']['peak_bytes'] / GIB:,.2f}",
+        f"{plan['headroom_bytes'] / GIB:,.2f}",
         f"{plan['global_batch_tokens']:,}" if wide else format_count(plan["global_batch_tokens"]),
         f"{plan['target_deviation']:+.1%}" if plan["target_deviation"] else "0%",
         "?" if rate is None else format_count(round(rate)),
@@ -87,22 +89,19 @@ def _print_target(page: Page, document: Mapping[str, Any]) -> None:
         target = "none given; the fastest that fits"
     page.line(
         f"Target: {target}, {inputs['seq_len']:,} tokens a sequence; "
-        f"{inputs['method']}, {inputs['numerics']}, {inputs['optimizer']}"
+        f"{inputs['method']}, {document['numerics']}, {inputs['optimizer']}"
     )
 
 
-def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool) -> None:
+def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool, verbose: bool) -> None:
     best = document["plans"][0]
-    page.title(
-        f"Best plan: {best['micro_batch']} × {best['accum_steps']} × {best['num_ranks']}, "
-        f"{best['sharding']}"
-    )
+    page.title(f"Best plan: {split(best)}, {best['sharding']}")
     page.line(
         f"{sequences(best['global_batch_size'])} = {best['global_batch_tokens']:,} tokens a step"
     )
     _print_time(page, document, best, explain=explain)
     page.title("Memory of one device")
-    print_bill(page, best["memory"], explain=explain)
+    print_bill(page, best["memory"], explain=explain, verbose=verbose)
     page.line(
         f"{format_bytes(best['headroom_bytes'])} free of "
         f"{format_bytes(document['device']['usable_bytes'])}."
@@ -112,7 +111,7 @@ def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool) -> No
     print_advice(page, best["learning_rate"])
     runs = document["reference_runs"]
     if runs:
-        page.line("Published runs nearby:")
+        page.line("Published pre-training runs, for comparison:")
         print_run_table(page, runs)
 
 
@@ -133,6 +132,8 @@ def _print_time(
         page.line(
             f"One epoch of {format_count(epoch['tokens'])} tokens: {epoch['steps']:,} steps{lasts}"
         )
+        for caveat in epoch["caveats"]:
+            page.bullet(caveat["text"])
     if explain and best["step_time_parts"]:
         parts = [
             (part["name"], format_seconds(part["seconds"]), part["formula"], part["source"])
@@ -147,20 +148,26 @@ def _print_unaccumulated(page: Page, document: Mapping[str, Any], best: Mapping[
     if whole is None:
         return
     verdict = "fit too" if whole <= document["device"]["usable_bytes"] else "not fit"
+    saved = whole - best["memory"]["peak_bytes"]
+    if saved >= 0:
+        effect = f"accumulating saves {format_bytes(saved)}, for the same optimizer step"
+    else:
+        effect = (
+            f"accumulating costs {format_bytes(-saved)}, because gradients stay resident between "
+            "micro-batches"
+        )
     page.line(
         f"In one pass (micro-batch {best['micro_batch'] * best['accum_steps']:,}, K = 1) the same "
-        f"batch would need {format_bytes(whole)} and {verdict}; accumulating saves "
-        f"{format_bytes(whole - best['memory']['peak_bytes'])}, for the same gradients."
+        f"batch would need {format_bytes(whole)} and {verdict}; {effect}."
     )
 
 
-def _print_miss(page: Page, document: Mapping[str, Any]) -> None:
+def _print_miss(page: Page, document: Mapping[str, Any], *, verbose: bool) -> None:
     closest = document["closest"]
-    page.title(f"Nothing fits ({document['searched']:,} tried)")
+    page.title(f"Nothing fits ({document['searched']:,} priced)")
     if closest is not None:
         page.line(
-            f"Closest: {closest['micro_batch']} × {closest['accum_steps']} × "
-            f"{closest['num_ranks']}, {closest['sharding']}, checkpointing "
+            f"Closest: {split(closest)}, {closest['sharding']}, checkpointing "
             f"{closest['checkpointing']} needs {format_bytes(closest['memory']['peak_bytes'])}, "
             f"{format_bytes(-closest['headroom_bytes'])} more than "
             f"{format_bytes(document['device']['usable_bytes'])}."
@@ -169,7 +176,7 @@ def _print_miss(page: Page, document: Mapping[str, Any]) -> None:
     _print_changes(page, "Smallest changes that fit", document["rescues"])
     if closest is not None:
         page.title("Memory of one device, closest miss")
-        print_bill(page, closest["memory"], explain=False)
+        print_bill(page, closest["memory"], explain=False, verbose=verbose)
 
 
 def _print_changes(page: Page, title: str, changes: Sequence[Mapping[str, Any]]) -> None:
@@ -181,7 +188,7 @@ def _print_changes(page: Page, title: str, changes: Sequence[Mapping[str, Any]])
         plan = change["plan"]
         headroom = plan["headroom_bytes"]
         verdict = "fits" if change["fits"] else f"{format_bytes(-headroom)} over"
-        rows.append((change["text"], f"{plan['memory']['peak_bytes'] / GIB:.2f}", verdict))
+        rows.append((change["text"], f"{plan['memory']['peak_bytes'] / GIB:,.2f}", verdict))
     page.table([("change", "left"), ("peak GiB", "right"), ("", "left")], rows)
 
 

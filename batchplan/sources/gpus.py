@@ -89,6 +89,7 @@ class GpuRow:
             name=self.name,
             usable_bytes=self.usable_bytes,
             context_bytes=(self.context_mib or 0) * MIB,
+            context_source=self.context_source,
             bf16_tflops=self.bf16_tflops or self.fp16_tflops,
             bandwidth_gb_per_s=self.bandwidth_gb_per_s,
             # A bridge is an extra that joins two cards; without it they talk over PCIe.
@@ -99,7 +100,7 @@ class GpuRow:
             arch=self.arch,
             source=(
                 f"memory: {self.mem_source}; rate: {self.flops_source}; bandwidth: "
-                f"{self.bandwidth_source}; context: {self.context_source}; checked {self.checked}"
+                f"{self.bandwidth_source}; checked {self.checked}"
             ),
             confidence=self.confidence,
         )
@@ -162,10 +163,11 @@ def gpu_of_size(usable_bytes: int, *, name: str) -> Gpu:
         name=name,
         usable_bytes=usable_bytes,
         context_bytes=UNKNOWN_CONTEXT_MIB * MIB,
-        source=(
-            f"memory: as given; context: {UNKNOWN_CONTEXT_MIB} MiB, the largest of the catalog "
-            "(H100, estimated), because the device is unknown"
+        context_source=(
+            f"{UNKNOWN_CONTEXT_MIB} MiB, the largest of the catalog (H100, estimated), because "
+            "the device is unknown"
         ),
+        source="memory: as given",
         confidence="low",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,9 @@ def find_local_config(text: str) -> Path | None:
             f"{text} holds a LoRA adapter and no config.json. Give its base model"
             f"{_base_model(path / 'adapter_config.json')}."
         )
+    config = path / "config.json" if is_dir else path
+    if os.path.lexists(config) and not config.is_file() and (is_dir or only_a_path):
+        raise SourceError(f"{config} is not a readable file. Check where it leads.")
     if is_dir and only_a_path:
         raise SourceError(
             f"{text} holds no config.json. Give the folder that save_pretrained made."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import batchplan
 from batchplan.errors import BatchplanError
 
 
@@ -20,7 +19,7 @@ def profiles_dir(package_dir: Path | None = None) -> Path:
     Raises:
         BatchplanError: when neither is there, which means a broken installation.
     """
-    package = package_dir or Path(batchplan.__file__).parent
+    package = package_dir or Path(__file__).parent.parent
     for folder in (package / "_profiles", package.parent / "profiles"):
         if (folder / "gpus").is_dir():
             return folder

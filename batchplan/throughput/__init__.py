@@ -4,7 +4,6 @@ from batchplan.throughput.communication import (
     Traffic,
     bus_bandwidth_gb_per_s,
     moved_bytes,
-    moved_elements,
     ring_seconds,
 )
 from batchplan.throughput.flops import AttentionCount, FlopCount, micro_batch_flops, token_flops
@@ -23,7 +22,6 @@ __all__ = [
     "efficiency",
     "micro_batch_flops",
     "moved_bytes",
-    "moved_elements",
     "ring_seconds",
     "step_time",
     "step_timer",

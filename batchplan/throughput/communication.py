@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchplan.spec import Cluster, Dtype, Gpu, Method, Numerics, Recipe, Sharding
+from batchplan.spec import Cluster, Dtype, Gpu, Method, Recipe, Sharding
+from batchplan.states.numerics import BYTES_PER_ELEMENT, nf4_bytes, resolve_dtypes
+from batchplan.states.sharding import RULES, Engine
 from batchplan.throughput.rates import (
     INTER_NODE_SHARE,
     LINK_SHARE,
@@ -92,28 +94,6 @@ def traffic(recipe: Recipe) -> Traffic:
     return TRAFFIC[recipe.sharding]
 
 
-def moved_elements(
-    *,
-    recipe: Recipe,
-    trainable_params: int,
-    frozen_params: int = 0,
-    accum_steps: int = 1,
-) -> int:
-    """Return elements one rank moves in a step, before the ring factor ``(W-1)/W``.
-
-    Hybrid sharding counts the traffic within the node.
-
-    >>> moved_elements(recipe=Recipe(sharding="zero3"), trainable_params=7, accum_steps=8)
-    168
-    """
-    row = traffic(recipe)
-    weights = row.weights_per_micro_batch * (trainable_params + frozen_params)
-    gradients = row.gradients_per_micro_batch * trainable_params
-    return accum_steps * (weights + gradients) + trainable_params * (
-        row.gradients_per_step + row.updated_per_step
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovedBytes:
     """Bytes one rank moves, after the ring factor."""
@@ -146,17 +126,17 @@ def moved_bytes(
     Leaves out: latency of each collective (10-30 us a ring step), padding of shards, buffers that
     DDP broadcasts. Errs low for many small collectives.
     """
-    is_hybrid = recipe.sharding is Sharding.FSDP_HYBRID
-    ranks = cluster.ranks_per_node if is_hybrid else cluster.num_ranks
+    rule = RULES[recipe.sharding]
+    ranks = rule.num_shards(cluster)
     ring = (ranks - 1) / ranks
     row = traffic(recipe)
     trainable_width, frozen_width, gradient_width = _widths(recipe)
     quantised = quantisable_params if recipe.method is Method.QLORA else 0
     weights = trainable_width * trainable_params
-    frozen = frozen_width * (frozen_params - quantised) + _NF4_BYTES * quantised
+    frozen = frozen_width * (frozen_params - quantised) + nf4_bytes(recipe) * quantised
     gradients = gradient_width * trainable_params
     between = 0.0
-    if is_hybrid and cluster.num_nodes > 1:
+    if rule.within_node and cluster.num_nodes > 1:
         nodes = cluster.num_nodes
         between = BETWEEN_NODES_ALL_REDUCE * gradients / ranks * (nodes - 1) / nodes
     return MovedBytes(
@@ -198,11 +178,9 @@ def node_bandwidth_gb_per_s(gpu: Gpu) -> float:
     return (gpu.pcie_gb_per_s or PCIE_UNKNOWN_GB_PER_S) * PCIE_SHARE
 
 
-_NF4_BYTES = 0.53
-"""NF4 with its scales: 4 bits a value and double-quantised block scales."""
-_WIDTH = {Dtype.FP32: 4.0, Dtype.BF16: 2.0, Dtype.FP16: 2.0, Dtype.INT8: 1.0, Dtype.NF4: 0.5}
-_FSDP_SHARDINGS = frozenset({Sharding.FSDP_GRAD_OP, Sharding.FSDP_FULL, Sharding.FSDP_HYBRID})
-_AUTOCAST = frozenset({Numerics.BF16_AUTOCAST, Numerics.FP16_AUTOCAST})
+def element_bytes(dtype: Dtype, recipe: Recipe) -> float:
+    """Return the width of one value, the scales of NF4 included."""
+    return nf4_bytes(recipe) if dtype is Dtype.NF4 else BYTES_PER_ELEMENT[dtype]
 
 
 def _widths(recipe: Recipe) -> tuple[float, float, float]:
@@ -211,14 +189,14 @@ def _widths(recipe: Recipe) -> tuple[float, float, float]:
     FSDP gathers and reduces in its 16-bit compute dtype even where the shards are fp32. DDP and
     DeepSpeed move what is stored: fp32 under autocast.
     """
-    is_fp32 = recipe.numerics is Numerics.FP32 or (
-        recipe.numerics in _AUTOCAST and recipe.sharding not in _FSDP_SHARDINGS
+    dtypes = resolve_dtypes(recipe)
+    trainable, frozen, gradients = dtypes.weights, dtypes.frozen, dtypes.gradients
+    if dtypes.autocast and RULES[recipe.sharding].engine is Engine.FSDP:
+        frozen = dtypes.compute
+        if recipe.method is Method.FULL:
+            trainable, gradients = dtypes.compute, recipe.grad_dtype or dtypes.compute
+    return (
+        element_bytes(trainable, recipe),
+        element_bytes(frozen, recipe),
+        element_bytes(gradients, recipe),
     )
-    stored = 4.0 if is_fp32 else 2.0
-    frozen = _WIDTH[recipe.weight_dtype] if recipe.weight_dtype else stored
-    if recipe.method is Method.FULL:
-        trainable = frozen
-    else:
-        trainable = _WIDTH[recipe.adapter_dtype or Dtype.FP32]
-    gradients = _WIDTH[recipe.grad_dtype] if recipe.grad_dtype else trainable
-    return trainable, frozen, gradients

@@ -57,25 +57,21 @@ def keys_per_sequence(*, seq_len: int, window: int | None, count: AttentionCount
 def token_flops(
     *,
     matmul_params: int,
+    trained_params: int | None = None,
     attention_width: int = 0,
-    seq_len: int = 0,
-    adapter_params: int | None = None,
-    count: AttentionCount = AttentionCount.FULL,
+    keys: float = 0,
 ) -> float:
-    """Return model FLOPs per trained token from sizes alone.
+    """Return model FLOPs per trained token: ``4 N + 2 N_trained + 12 q keys``.
 
     Args:
-        matmul_params: weights in matrix products for one token, input embedding left out.
+        matmul_params: weights in matrix products for one token, adapters in and input embedding
+            left out.
+        trained_params: those that get a gradient; None trains them all.
         attention_width: query heads times head size, summed over layers.
-        seq_len: tokens per sequence.
-        adapter_params: LoRA parameters beside frozen ``matmul_params``; None trains them all.
-        count: which keys count; ``CAUSAL`` takes half of ``FULL`` here.
+        keys: keys that a query sees on average: all ``s`` of them, or about ``s / 2`` when causal.
     """
-    score_factor = 12 if count is AttentionCount.FULL else 6
-    scores = score_factor * attention_width * seq_len
-    if adapter_params is None:
-        return 6.0 * matmul_params + scores
-    return 4.0 * matmul_params + 6.0 * adapter_params + scores
+    trained = matmul_params if trained_params is None else trained_params
+    return 4.0 * matmul_params + 2.0 * trained + 12.0 * attention_width * keys
 
 
 def micro_batch_flops(
@@ -90,19 +86,26 @@ def micro_batch_flops(
     Leaves out: element-wise work, the flash kernel's own recomputation of scores in backward,
     optimizer FLOPs (Muon's Newton-Schulz steps), packing with a block-diagonal mask (errs high).
     """
-    count = attention_count(profile, recipe)
+    eager = recipe.attention is Attention.EAGER or profile.attention == Attention.EAGER
     model = executed = executed_scores = 0.0
+    counts: set[AttentionCount] = set()
     for index in profile.order:
         stage = profile.stages[index]
-        products = 2.0 * stage.flops_params * seq_len
-        pairs = keys_per_sequence(seq_len=seq_len, window=stage.attention_window, count=count)
-        scores = 4.0 * stage.attention_width * pairs
-        needed = 2 * products + 2.0 * _trained_matmul_params(stage, recipe) * seq_len + 3 * scores
+        pairs = _pairs(stage, seq_len, eager=eager)
+        counts |= set(pairs)
+        keys = sum(pairs.values()) / seq_len
+        scores = 4.0 * stage.attention_width * keys * seq_len
+        needed = seq_len * token_flops(
+            matmul_params=stage.flops_params,
+            trained_params=_trained_matmul_params(stage, recipe),
+            attention_width=stage.attention_width,
+            keys=keys,
+        )
         model += needed
         executed += needed
         executed_scores += 3 * scores
-        if recipe.checkpointing is Checkpointing.FULL and stage.name.startswith("layer"):
-            executed += products + scores
+        if recipe.checkpointing is Checkpointing.FULL and stage.is_layer:
+            executed += 2.0 * stage.flops_params * seq_len + scores
             executed_scores += scores
         elif recipe.checkpointing is Checkpointing.SELECTIVE:
             executed += scores
@@ -111,18 +114,26 @@ def micro_batch_flops(
         model=micro_batch * model,
         executed=micro_batch * executed,
         executed_scores=micro_batch * executed_scores,
-        convention=_convention(recipe, count),
+        convention=_convention(recipe, counts),
     )
 
 
-def attention_count(profile: ActivationProfile, recipe: Recipe) -> AttentionCount:
-    """Return which keys run: eager attention and encoders compute the whole matrix."""
-    ran_eager = recipe.attention is Attention.EAGER or profile.attention == Attention.EAGER
-    is_decoder = any(
-        word in profile.architecture
-        for word in ("CausalLM", "LMHeadModel", "ForConditionalGeneration")
-    )
-    return AttentionCount.FULL if ran_eager or not is_decoder else AttentionCount.CAUSAL
+def _pairs(stage: StageProfile, seq_len: int, *, eager: bool) -> dict[AttentionCount, int]:
+    """Return query-key pairs of one sequence and head, by which keys run.
+
+    Eager attention computes the whole matrix; so do encoders, masked language models and
+    cross-attention, which sees every key of an encoder with as many tokens.
+    """
+    pairs: dict[AttentionCount, int] = {}
+    if not stage.attention_width:
+        return pairs
+    is_causal = stage.attends_causally and not eager
+    count = AttentionCount.CAUSAL if is_causal else AttentionCount.FULL
+    pairs[count] = keys_per_sequence(seq_len=seq_len, window=stage.attention_window, count=count)
+    if stage.num_attentions > 1:
+        crossed = (stage.num_attentions - 1) * seq_len * seq_len
+        pairs[AttentionCount.FULL] = pairs.get(AttentionCount.FULL, 0) + crossed
+    return pairs
 
 
 def is_mixture_of_experts(profile: ActivationProfile) -> bool:
@@ -130,7 +141,7 @@ def is_mixture_of_experts(profile: ActivationProfile) -> bool:
     held = active = 0
     for index in profile.order:
         stage = profile.stages[index]
-        if stage.name.startswith("layer"):
+        if stage.is_layer:
             held += stage.trainable_params + stage.frozen_params
             active += stage.flops_params
     return 0 < active < 0.75 * held
@@ -142,9 +153,13 @@ def _trained_matmul_params(stage: StageProfile, recipe: Recipe) -> int:
     return min(stage.flops_params, stage.trainable_params)
 
 
-def _convention(recipe: Recipe, count: AttentionCount) -> str:
+def _convention(recipe: Recipe, counts: set[AttentionCount]) -> str:
     weights = "6N" if recipe.method is Method.FULL else "4N + 6N_lora"
-    scores = "12Lqs (every key)" if count is AttentionCount.FULL else "6Lqs (causal-exact)"
+    scores = {
+        frozenset(): "no scores",
+        frozenset({AttentionCount.FULL}): "12Lqs (every key)",
+        frozenset({AttentionCount.CAUSAL}): "6Lqs (causal-exact)",
+    }.get(frozenset(counts), "12Lqs (every key; 6Lqs where causal)")
     repeated = {
         Checkpointing.NONE: "",
         Checkpointing.SELECTIVE: ", scores repeated",

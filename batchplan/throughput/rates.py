@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from batchplan.spec import Gpu
+from batchplan.spec import Dtype, Gpu
 
 _GUESS = "guess, not measured"
 _LLM_FOUNDRY = "fitted to published llm-foundry bf16 runs (scripts/train/benchmarking)"
@@ -133,14 +133,19 @@ NF4_REFERENCE_GB_PER_S = 1555.0
 
 FP32_SHARE_OF_16_BIT: dict[str, float] = {
     # compute capability: fp32 rate without tensor cores over dense 16-bit rate.
-    "7.0": 15.7 / 125,  # V100 SXM2 data sheet
-    "7.5": 8.1 / 65,  # T4 data sheet
+    "7.0": 15.7 / 125,  # V100 SXM2, NVIDIA data sheet
+    "7.5": 8.1 / 65,  # T4, NVIDIA data sheet
     "8.0": 19.5 / 312,  # A100 data sheet
     "9.0": 67 / 989.5,  # H100 SXM data sheet
     "10.0": 80 / 2250,  # B200, HGX data sheet
 }
 FP32_SHARE_UNKNOWN = 0.25
 """RTX A, Ada and PRO cards, L4 and L40S; GeForce is 0.5."""
+FP32_SHARE_WITHOUT_BF16 = 1 / 8
+"""What has tensor cores for fp16 but not for bf16 (Volta and Turing), where the compute capability
+is unknown.
+
+Source: NVIDIA data sheets of V100 (15.7 of 125 TFLOP/s) and T4 (8.1 of 65)."""
 
 
 def efficiency(gpu: Gpu) -> Efficiency:
@@ -155,3 +160,18 @@ def efficiency(gpu: Gpu) -> Efficiency:
         if word in EFFICIENCY_BY_WORD:
             return EFFICIENCY_BY_WORD[word]
     return EFFICIENCY_BY_ARCH.get(gpu.arch.lower(), EFFICIENCY_UNKNOWN)
+
+
+def rate_share(gpu: Gpu, compute: Dtype) -> tuple[float, str]:
+    """Return the share of ``bf16_tflops`` that ``gpu`` has in a dtype, and why it is below 1.
+
+    fp32 runs without TF32, as torch's default is. A card without bf16 tensor cores runs bf16
+    products on its fp32 units.
+    """
+    if compute is Dtype.FP32:
+        unknown, reason = FP32_SHARE_UNKNOWN, "fp32 without TF32"
+    elif compute is Dtype.BF16 and not gpu.has_bf16:
+        unknown, reason = FP32_SHARE_WITHOUT_BF16, "no native bf16, so the fp32 rate"
+    else:
+        return 1.0, ""
+    return FP32_SHARE_OF_16_BIT.get(gpu.compute_capability, unknown), reason

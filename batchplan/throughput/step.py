@@ -9,18 +9,22 @@ from batchplan.spec import (
     Batch,
     Checkpointing,
     Cluster,
-    Dtype,
     Gpu,
     Method,
-    Numerics,
     Offload,
     Optimizer,
     Recipe,
-    Sharding,
+)
+from batchplan.states.numerics import resolve_dtypes
+from batchplan.states.sharding import (
+    RULES,
+    keeps_masters_as_weights,
+    stored_gradient_dtype,
 )
 from batchplan.throughput import rates
 from batchplan.throughput.communication import (
     bus_bandwidth_gb_per_s,
+    element_bytes,
     moved_bytes,
     node_bandwidth_gb_per_s,
     ring_seconds,
@@ -231,7 +235,8 @@ def step_timer(
         cluster=cluster,
         gpu=gpu,
     )
-    shards = 1 if recipe.sharding is Sharding.DDP else _num_shards(recipe, cluster)
+    rule = RULES[recipe.sharding]
+    shards = rule.num_shards(cluster) if rule.optimizer else 1
     updated = -(-trainable // shards)
     touched = _bytes_touched(recipe)
     host_rate = (gpu.pcie_gb_per_s or rates.PCIE_UNKNOWN_GB_PER_S) * rates.HOST_LINK_SHARE
@@ -289,14 +294,17 @@ def _compute(
     if is_mixture_of_experts(profile):
         peak *= rates.MOE_FACTOR
         source += f"; mixture of experts × {rates.MOE_FACTOR}"
-    if recipe.numerics is Numerics.FP32:
-        slower = rates.FP32_SHARE_OF_16_BIT.get(gpu.compute_capability, rates.FP32_SHARE_UNKNOWN)
-        peak *= slower
-        source += f"; fp32 without TF32 × {slower:.3g}"
+    slower, reason = rates.rate_share(gpu, resolve_dtypes(recipe).compute)
+    peak *= slower
+    if reason:
+        source += f"; {reason} × {slower:.3g}"
     flops = micro_batch_flops(profile=profile, recipe=recipe, micro_batch=1, seq_len=seq_len)
     products = flops.executed - flops.executed_scores
     passes = 4 / 3 if recipe.checkpointing is Checkpointing.FULL else 1.0
-    vocabulary = profile.stages[profile.order[-1]].flops_params / profile.hidden_size
+    # The last stage is taken to be a head alone: one row of ``hidden_size`` for each vocabulary
+    # entry. A model without one multiplies nothing there, and has no logits to move.
+    head = profile.stages[profile.order[-1]].flops_params
+    vocabulary = head / profile.hidden_size if profile.hidden_size else 0.0
     moved = seq_len * (
         passes * rates.ELEMENTWISE_BYTES * profile.num_layers * profile.hidden_size
         + rates.LOSS_BYTES * vocabulary
@@ -310,6 +318,8 @@ def _compute(
         f"{products:.4g} FLOP in products + {flops.executed_scores:.4g} in scores + "
         f"{moved / 1e9:.3g} GB element-wise at {bandwidth:g} GB/s; {flops.convention}"
     )
+    if reason:
+        formula += f"; {reason}: {slower:.3g} of the 16-bit rate"
     return seconds, formula, source
 
 
@@ -332,7 +342,7 @@ def _exchange(
         quantisable_params=quantised_params,
         cluster=cluster,
     )
-    stays_in_node = cluster.num_nodes == 1 or recipe.sharding is Sharding.FSDP_HYBRID
+    stays_in_node = cluster.num_nodes == 1 or RULES[recipe.sharding].within_node
     rate = (
         node_bandwidth_gb_per_s(gpu)
         if stays_in_node
@@ -354,30 +364,23 @@ def _exchange(
     )
 
 
-def _num_shards(recipe: Recipe, cluster: Cluster) -> int:
-    is_hybrid = recipe.sharding is Sharding.FSDP_HYBRID
-    return cluster.ranks_per_node if is_hybrid else cluster.num_ranks
-
-
 def _bytes_touched(recipe: Recipe) -> float:
     """Return bytes the update reads and writes per trainable parameter.
 
     AdamW with fp32 masters: gradient 2, moments 16, master 8, weight 2, an fp32 copy of the
-    gradient 2-4: about 30. Pure 16-bit: gradient 2, moments 8, weight 4.
+    gradient 2-4: about 30. Under FSDP the masters are the weights, and their gradients are fp32:
+    28. Pure 16-bit: gradient 2, moments 8, weight 4.
     """
-    is_adapter = recipe.method is not Method.FULL
-    autocast = recipe.numerics in (Numerics.BF16_AUTOCAST, Numerics.FP16_AUTOCAST)
-    fp32 = is_adapter or autocast or recipe.numerics is Numerics.FP32
-    pure_16_bit = not fp32 and recipe.numerics in (Numerics.BF16, Numerics.FP16)
+    dtypes = resolve_dtypes(recipe)
     states = STATE_BYTES_TOUCHED[recipe.optimizer]
-    narrow = (
-        pure_16_bit
-        if recipe.optimizer_dtype is None
-        else (recipe.optimizer_dtype is not Dtype.FP32)
-    )
-    if narrow and recipe.optimizer not in _EIGHT_BIT:
-        states /= 2
-    if fp32:
-        return states + 4 + 8
-    has_master = not pure_16_bit if recipe.master_weights is None else recipe.master_weights
-    return states + (2 + 8 + 2 + 2 if has_master else 2 + 4)
+    if recipe.optimizer not in _EIGHT_BIT:
+        states *= element_bytes(dtypes.optimizer, recipe) / 4
+    rule = RULES[recipe.sharding]
+    gradient = element_bytes(stored_gradient_dtype(recipe, rule, dtypes), recipe)
+    weight = element_bytes(dtypes.weights, recipe)
+    if not dtypes.has_master:
+        return states + gradient + 2 * weight
+    if keeps_masters_as_weights(rule, dtypes):
+        return states + gradient + 8
+    converted = 2 if gradient < 4 else 0
+    return states + gradient + 8 + weight + converted

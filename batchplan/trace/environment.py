@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from batchplan.errors import SpecError, TraceError
@@ -27,13 +28,13 @@ print(json.dumps(found))
 def library_versions(python: Path | None) -> dict[str, str]:
     """Return the installed versions of ``PACKAGES`` in an environment, ours when None.
 
-    Nothing is imported to find out.
+    Nothing is imported to find out, and each environment is asked once.
 
     Raises:
         SpecError: when ``python`` cannot be run.
         TraceError: when torch or transformers is not installed there.
     """
-    versions = _own_versions() if python is None else _versions_of(python)
+    versions = dict(_own_versions() if python is None else _versions_of(python))
     missing = [name for name in ("torch", "transformers") if name not in versions]
     if missing:
         raise TraceError(
@@ -53,6 +54,7 @@ def _own_versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _versions_of(python: Path) -> dict[str, str]:
     try:
         done = subprocess.run(

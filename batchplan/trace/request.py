@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from batchplan.errors import SpecError
-from batchplan.memory.numerics import resolve_dtypes
 from batchplan.spec import Checkpointing, Dtype, Method, Recipe
+from batchplan.states.numerics import resolve_dtypes
 
 TRACEABLE = (Dtype.FP32, Dtype.BF16, Dtype.FP16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from batchplan.errors import TraceError
+from batchplan.errors import SpecError, TraceError
 
 WORKER = Path(__file__).parent / "worker"
 PROGRESS = "progress: "
@@ -53,9 +54,11 @@ def run_worker(
 ) -> dict[str, Any]:
     """Return the worker's profile as plain data.
 
-    The child dies with us: on any exception, Ctrl-C included, it is killed before we go on.
+    The child dies with us: on any exception, Ctrl-C included, it is killed before we go on, and
+    when we are killed ourselves it sees its stdin close.
 
     Raises:
+        SpecError: when the worker finds the request itself wrong.
         TraceError: when the worker says why it cannot, crashes, or runs out of time.
     """
     command = [str(python or sys.executable), "-c", _BOOTSTRAP, str(WORKER)]
@@ -82,6 +85,7 @@ def run_worker(
             child.kill()
 
         timer = threading.Timer(TIMEOUT_SECONDS, expire)
+        timer.daemon = True
         _running.add(child)
         try:
             listener.start()
@@ -102,11 +106,14 @@ def run_worker(
 
 def _exchange(stdin: IO[str], stdout: IO[str], text: str) -> str:
     try:
-        stdin.write(text)
-        stdin.close()
+        stdin.write(text + "\n")
+        stdin.flush()
     except BrokenPipeError:
         pass  # The child is gone already; its exit code and stderr say why.
-    return stdout.read()
+    output = stdout.read()
+    with contextlib.suppress(BrokenPipeError):
+        stdin.close()
+    return output
 
 
 def _listen(stream: IO[str], tail: deque[str], on_progress: Callable[[str], None] | None) -> None:
@@ -131,7 +138,8 @@ def _read_reply(output: str, code: int, tail: deque[str]) -> dict[str, Any]:
     if not isinstance(reply, dict) or ("error" not in reply) == ("profile" not in reply):
         raise TraceError("The trace worker's reply has neither a profile nor an error.")
     if "error" in reply:
-        raise TraceError(str(reply["error"]))
+        kind = SpecError if reply.get("kind") == "input" else TraceError
+        raise kind(str(reply["error"]))
     profile = reply["profile"]
     if not isinstance(profile, dict):
         raise TraceError("The trace worker's profile is not an object.")

@@ -31,6 +31,8 @@ class Job:
     gpu: Gpu
     stem: str = "plan"
     """File name without suffix; files beside it start with it."""
+    epoch_steps: int | None = None
+    """Optimizer steps of the one epoch that is wanted; None leaves the length to the trainer."""
 
 
 _EMITTERS = {"hf-trainer": "batchplan.trainers.hf_trainer"}

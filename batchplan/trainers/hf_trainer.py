@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchplan.spec import (
-    Attention,
     Checkpointing,
     Loss,
     Method,
@@ -23,6 +22,7 @@ from batchplan.spec import (
     Sharding,
 )
 from batchplan.trainers.emitted import EmittedFile, Job
+from batchplan.trainers.hf_comments import how_to_run
 from batchplan.trainers.realise import FSDP, ZERO
 from batchplan.trainers.summary import summary
 from batchplan.trainers.yaml_text import Setting, to_yaml
@@ -48,17 +48,6 @@ _AUTOCAST = {
     Numerics.BF16_MASTER: (True, False),
     Numerics.FP16_MASTER: (False, True),
 }
-_SIXTEEN_BIT = {
-    Numerics.BF16: "bfloat16",
-    Numerics.FP16: "float16",
-    Numerics.BF16_MASTER: "bfloat16",
-    Numerics.FP16_MASTER: "float16",
-}
-_ATTENTION = {
-    Attention.EAGER: "eager",
-    Attention.SDPA: "sdpa",
-    Attention.FLASH: "flash_attention_2",
-}
 _STAGE = {Sharding.ZERO1: 1, Sharding.ZERO2: 2, Sharding.ZERO3: 3}
 
 
@@ -67,26 +56,12 @@ def emit(job: Job) -> tuple[EmittedFile, ...]:
     recipe = job.plan.recipe
     deepspeed = f"{job.stem}.ds.json" if recipe.sharding in ZERO else None
     name = f"{job.stem}.yaml"
-    header = [*summary(job), "", *_how_to_run(job, name)]
+    header = [*summary(job), "", *how_to_run(job, name)]
     main = EmittedFile(name=name, text=to_yaml(header, _settings(job, deepspeed)))
     if deepspeed is None:
         return (main,)
     text = json.dumps(_deepspeed(recipe), indent=2) + "\n"
     return main, EmittedFile(name=deepspeed, text=text)
-
-
-def load_dtype(recipe: Recipe) -> str:
-    """Return the dtype to load the model in.
-
-    FSDP keeps its master weights as fp32 shards, so master weights under FSDP load in fp32.
-    """
-    if recipe.method is Method.FULL and recipe.sharding in FSDP and _has_master(recipe):
-        return "float32"
-    return _SIXTEEN_BIT.get(recipe.numerics, "float32")
-
-
-def _has_master(recipe: Recipe) -> bool:
-    return recipe.numerics in (Numerics.BF16_MASTER, Numerics.FP16_MASTER)
 
 
 def _settings(job: Job, deepspeed: str | None) -> Iterator[Setting]:
@@ -99,12 +74,14 @@ def _settings(job: Job, deepspeed: str | None) -> Iterator[Setting]:
         why = "every token weighs the same, whichever device it is on"
         yield Setting("average_tokens_across_devices", True, why)  # noqa: FBT003
     rate = _rounded(plan.learning_rate.value)
+    if job.epoch_steps is not None:
+        yield Setting("num_train_epochs", 1, f"{job.epoch_steps:,} optimizer steps")
     yield Setting("learning_rate", rate, f"{plan.learning_rate.rule} rule")
     yield Setting("lr_scheduler_type", "cosine")
     if plan.learning_rate.warmup_steps is not None:
         yield Setting("warmup_steps", int(plan.learning_rate.warmup_steps), "optimizer steps")
     yield from _optimizer(job, in_deepspeed=deepspeed is not None and _offloads(recipe))
-    bf16, fp16 = _AUTOCAST[recipe.numerics]
+    bf16, fp16 = _autocast(recipe)
     yield Setting("bf16", bf16, f"numerics {recipe.numerics.value}")
     yield Setting("fp16", fp16)
     yield from _checkpointing(recipe)
@@ -123,6 +100,16 @@ def _optimizer(job: Job, *, in_deepspeed: bool) -> Iterator[Setting]:
         yield Setting("optim", name)
     if recipe.optimizer is Optimizer.SGD_MOMENTUM:
         yield Setting("optim_args", "momentum=0.9")
+    beta2 = job.plan.learning_rate.beta2
+    if beta2 is not None:
+        yield Setting("adam_beta2", _rounded(beta2), "half-life in tokens kept")
+
+
+def _autocast(recipe: Recipe) -> tuple[bool, bool]:
+    """Return bf16 and fp16; fp32 adapters over an fp16 base need fp16's loss scaling."""
+    if recipe.method is not Method.FULL and recipe.numerics is Numerics.FP16:
+        return False, True
+    return _AUTOCAST[recipe.numerics]
 
 
 def _rounded(value: float) -> float:
@@ -194,40 +181,3 @@ def _deepspeed(recipe: Recipe) -> dict[str, Any]:
     if recipe.offload is Offload.PARAMS:
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return config
-
-
-def _how_to_run(job: Job, name: str) -> Iterator[str]:
-    recipe, batch, nodes = job.plan.recipe, job.plan.batch, job.plan.num_nodes
-    attention = _ATTENTION[recipe.attention]
-    dtype = load_dtype(recipe)
-    quantised = list(_quantised(recipe, dtype))
-    end = "," if quantised else ")"
-    yield f"Model:   AutoModelForCausalLM.from_pretrained({job.model.id!r}, dtype={dtype!r},"
-    yield f"             attn_implementation={attention!r}{end}"
-    yield from quantised
-    if recipe.method is not Method.FULL:
-        targets = recipe.lora_targets.split(",")
-        shown = targets[0] if len(targets) == 1 else targets
-        yield f"Adapter: LoraConfig(r={recipe.lora_rank}, target_modules={shown!r},"
-        yield f'             lora_dropout={recipe.lora_dropout}, task_type="CAUSAL_LM")'
-    yield f"Data:    {batch.seq_len} tokens a sequence"
-    read = f"(args,) = HfArgumentParser(TrainingArguments).parse_yaml_file({name!r})"
-    yield f"Read:    {read}"
-    ranks = f"--nproc_per_node={batch.num_ranks // nodes}"
-    if nodes > 1:
-        ranks = f"--nnodes={nodes} {ranks} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
-    if recipe.sharding is Sharding.FSDP_HYBRID:
-        yield "Set:     ACCELERATE_USE_PARALLELISM_CONFIG=true  (shards in a node, copies between)"
-        yield f"         PARALLELISM_CONFIG_DP_REPLICATE_SIZE={nodes}"
-        yield f"         PARALLELISM_CONFIG_DP_SHARD_SIZE={batch.num_ranks // nodes}"
-    yield f"Launch:  torchrun {ranks} train.py"
-
-
-def _quantised(recipe: Recipe, dtype: str) -> Iterator[str]:
-    if recipe.method is not Method.QLORA:
-        return
-    # FSDP shards 4-bit weights only when they are stored in the dtype of the others.
-    storage = f", bnb_4bit_quant_storage={dtype!r}" if recipe.sharding in FSDP else ""
-    yield "             quantization_config=BitsAndBytesConfig(load_in_4bit=True,"
-    yield f'                 bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype={dtype!r},'
-    yield f"                 bnb_4bit_use_double_quant={recipe.double_quant}{storage}))"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,14 @@ MAX_LAYERS = 2000
 
 class WorkerError(Exception):
     """A request that cannot be answered; the text is for the user."""
+
+    kind = "trace"
+
+
+class RequestError(WorkerError):
+    """The request itself is wrong: a config or LoRA targets that no model accepts."""
+
+    kind = "input"
 
 
 @dataclass
@@ -81,11 +90,13 @@ def _config(request: dict[str, Any]) -> Any:
             config = AutoConfig.for_model(raw.pop("model_type", "missing"), **raw)
     except Exception as error:
         if raw.get("auto_map") and not request["trust_remote_code"]:
-            raise WorkerError(
+            raise RequestError(
                 "This model needs its own code, which is never run unasked. Read it, then pass "
                 "--trust-remote-code."
             ) from error
-        raise WorkerError(f"transformers does not accept this config: {one_line(error)}") from error
+        raise RequestError(
+            f"transformers does not accept this config: {one_line(error)}"
+        ) from error
     config.use_cache = False
     if "tie_word_embeddings" in raw:
         # T5's class forces True where the published flan-t5 files say False and mean it.
@@ -102,10 +113,11 @@ def _model_class(config: Any, request: dict[str, Any]) -> Any:
         cls = getattr(transformers, name, None)
         if cls is not None and name.endswith(_HEADS):
             return cls
+    # BERT and BART have causal variants too, which nobody means by a config that names no head.
     for mapping in (
-        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_MASKED_LM_MAPPING,
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
     ):
         with contextlib.suppress(KeyError):
             if type(config) in mapping:
@@ -131,7 +143,7 @@ def _instantiate(cls: Any, config: Any, dtype: torch.dtype, attention: str) -> n
                 return cls.from_config(config, trust_remote_code=True)
             return cls(config)
     except Exception as error:
-        raise WorkerError(f"{cls.__name__} cannot be built: {one_line(error)}") from error
+        raise RequestError(f"{cls.__name__} cannot be built: {one_line(error)}") from error
     finally:
         torch.set_default_dtype(before)
 
@@ -272,7 +284,7 @@ def _add_adapters(model: nn.Module, request: dict[str, Any]) -> nn.Module:
                 model, config, autocast_adapter_dtype=request["adapter_dtype"] == "fp32"
             )
     except ValueError as error:
-        raise WorkerError(f"peft refuses these LoRA targets: {one_line(error)}") from error
+        raise RequestError(f"peft refuses these LoRA targets: {one_line(error)}") from error
 
 
 def _enable_checkpointing(model: nn.Module, notes: list[str]) -> None:
@@ -338,5 +350,5 @@ def answer_for_transformers() -> None:
 
 def one_line(error: BaseException) -> str:
     """Return an error on one line, short enough for a message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    text = re.sub(r"\b[A-Za-z]+Error: ", "", " ".join(str(error).split()))
+    return text[:300] or type(error).__name__

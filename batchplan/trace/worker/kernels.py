@@ -39,8 +39,8 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Return gradients of q, k and v after making the kernel's temporaries."""
-        query, key, value, _out, _logsumexp, _bias = ctx.saved_tensors
+        """Return gradients of q, k, v and bias after making the kernel's temporaries."""
+        query, key, value, _out, _logsumexp, bias = ctx.saved_tensors
         b, heads, s, d = query.shape
         rows = _round_up(s, 128)
         temporaries = [query.new_empty(b, heads, rows, dtype=torch.float32)]
@@ -50,7 +50,8 @@ class FlashAttention(torch.autograd.Function):
             temporaries.append(key.new_empty(b, key.shape[2], heads, d))
             temporaries.append(value.new_empty(b, value.shape[2], heads, value.shape[-1]))
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
-        return grad_query, grad_key, grad_value, None
+        grad_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
+        return grad_query, grad_key, grad_value, grad_bias
 
 
 def scaled_dot_product_attention(
@@ -80,6 +81,9 @@ def scaled_dot_product_attention(
         bias = attn_mask
         if bias is not None and bias.dtype is torch.bool:
             bias = torch.zeros_like(attn_mask, dtype=query.dtype)
+        if bias is not None and bias.requires_grad:
+            # A learned bias: its gradient is made for every sequence and then summed.
+            bias = bias.expand(*query.shape[:3], key.shape[2]).contiguous()
         return FlashAttention.apply(query, key, value, bias)
     return _math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
 

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -14,8 +15,9 @@ PROGRESS = "progress: "
 
 
 def main() -> int:
-    """Answer the request on stdin with one JSON document on stdout."""
-    request = json.load(sys.stdin)
+    """Answer the request on the first line of stdin with one JSON document on stdout."""
+    request = json.loads(sys.stdin.readline())
+    _end_with_stdin()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.simplefilter("ignore")
     reply_to = sys.stdout
@@ -33,7 +35,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"profile": _trace(request)}
     except WorkerError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "kind": error.kind}
 
 
 def _trace(request: dict[str, Any]) -> dict[str, Any]:
@@ -81,20 +83,41 @@ def _reply(
         import peft
 
         versions.append(["peft", peft.__version__])
-    text = built.config.get_text_config() if hasattr(built.config, "get_text_config") else None
-    hidden = getattr(text or built.config, "hidden_size", None)
     return {
         **joined,
         "architecture": type(built.model).__name__
         if request["method"] == "full"
         else type(built.model.get_base_model()).__name__,
         "num_params": built.num_params,
-        "hidden_size": hidden or getattr(built.config, "d_model", 1024),
+        "hidden_size": _hidden_size(built),
         "buffer_bytes": sum(b.numel() * b.element_size() for b in built.model.buffers()),
         "attention": built.attention,
         "versions": versions,
         "notes": built.notes,
     }
+
+
+def _hidden_size(built: Any) -> int:
+    """Return the width of the residual stream, from the config or else from the head."""
+    config = built.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    hidden = getattr(text, "hidden_size", None)
+    if isinstance(hidden, int):
+        return hidden
+    return int(built.model.get_output_embeddings().weight.shape[-1])
+
+
+def _end_with_stdin() -> None:
+    """End this process once whoever asked is gone, however it went: that closes our stdin."""
+    descriptor = sys.stdin.fileno()
+
+    def watch() -> None:
+        # The bare descriptor: sys.stdin's lock must not be held when the interpreter ends.
+        while os.read(descriptor, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _progress(text: str) -> None:

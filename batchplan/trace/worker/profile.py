@@ -226,11 +226,13 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         _, layer = _layer_of_kind(built, number)
         parameters = dict(layer.named_parameters())
         active, width, window = _active(built.config, layer)
+        is_causal, num_attentions = _attentions(built, number)
     else:
         parameters = _glue_parameters(built, number)
         head = built.model.get_output_embeddings()
         is_head = number == len(built.stacks) and head is not None
         active, width, window = (head.weight.numel() if is_head else 0), 0, None
+        is_causal, num_attentions = True, 0
     trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
     frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
     quantisable = sum(
@@ -249,6 +251,8 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         "flops_params": active,
         "attention_width": width,
         "attention_window": window,
+        "attends_causally": is_causal,
+        "num_attentions": num_attentions,
     }
 
 
@@ -292,6 +296,14 @@ def _active(config: Any, layer: nn.Module) -> tuple[int, int, Any]:
         if isinstance(value, int) and value > 0 and getattr(module, "is_sliding", True):
             window = value
     return round(active), heads * head_dim, window
+
+
+def _attentions(built: Built, kind: int) -> tuple[bool, int]:
+    """Return (whether a layer's self-attention is causal, its number of attentions)."""
+    if built.is_encoder_decoder:
+        in_decoder = kind in built.stacks[-1].kinds
+        return in_decoder, 2 if in_decoder else 1
+    return not type(built.model).__name__.endswith("ForMaskedLM"), 1
 
 
 def _first(config: Any, *names: str) -> Any:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from batchplan.spec import Dtype, Method, Numerics, Recipe
 
 BYTES_PER_ELEMENT = {Dtype.FP32: 4, Dtype.BF16: 2, Dtype.FP16: 2, Dtype.INT8: 1}
-"""Whole bytes per element; NF4 is less than one and has its own formula in ``states``."""
+"""Whole bytes per element; NF4 is less than one: see ``nf4_bytes``."""
+
+# 4 bits a value and one fp32 scale a block of 64; double quantisation holds the scales in 8 bits
+# with an fp32 scale per 256 of them. Source: QLoRA, arXiv 2305.14314, section 3.
+NF4_BYTES = 0.5 + 4 / 64
+NF4_DOUBLE_QUANT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +67,8 @@ def resolve_dtypes(recipe: Recipe) -> Dtypes:
         has_master=has_master if recipe.master_weights is None else recipe.master_weights,
         autocast=autocast,
     )
+
+
+def nf4_bytes(recipe: Recipe) -> float:
+    """Return bytes per parameter of a 4-bit base, its scales included."""
+    return NF4_DOUBLE_QUANT_BYTES if recipe.double_quant else NF4_BYTES

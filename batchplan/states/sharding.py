@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from batchplan.spec import Cluster, Sharding
+from batchplan.spec import Cluster, Dtype, Recipe, Sharding
+from batchplan.states.numerics import Dtypes
 
 
 class Engine(StrEnum):
@@ -73,3 +74,20 @@ RULES: dict[Sharding, ShardingRule] = {
         within_node=True,
     ),
 }
+
+
+def keeps_masters_as_weights(rule: ShardingRule, dtypes: Dtypes) -> bool:
+    """Return whether the sharded weights are themselves the fp32 master copies.
+
+    FSDP stores parameters once, in fp32 under mixed precision, and gathers 16-bit copies.
+    Source: torch ``_fsdp_param.py`` (``MixedPrecisionPolicy``), accelerate
+    ``utils/fsdp_utils.py`` (fp32 up-cast of trainable parameters).
+    """
+    return rule.engine is Engine.FSDP and dtypes.has_master
+
+
+def stored_gradient_dtype(recipe: Recipe, rule: ShardingRule, dtypes: Dtypes) -> Dtype:
+    """Return the dtype gradients are kept in: under FSDP it is that of the stored weights."""
+    if keeps_masters_as_weights(rule, dtypes) and recipe.grad_dtype is None:
+        return Dtype.FP32
+    return dtypes.gradients

@@ -1,0 +1,1 @@
+"""What a recipe means for states: dtypes and what each sharding strategy splits, as tables."""
