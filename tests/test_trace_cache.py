@@ -147,6 +147,7 @@ junk = st.one_of(st.none(), st.text(max_size=3), st.just([]), st.just({}), st.ju
 def test_a_profile_with_a_spoilt_field_is_refused_or_read_never_a_crash(field: str, value: Any):
     data = PROFILE.to_dict() | {field: value}
     try:
-        ActivationProfile.from_dict(data)
+        found = ActivationProfile.from_dict(data)
     except TraceError:
         return
+    assert ActivationProfile.from_dict(found.to_dict()) == found

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import re
+import socket
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,13 @@ def name(recipe: Recipe) -> str:
     return f"{recipe.numerics}-{recipe.sharding}-{recipe.checkpointing}"
 
 
+def free_port() -> int:
+    """A port nobody has, so that two test processes can each start a process group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
     """Read the main file with transformers' own parser, as the user's script will."""
     training_args = pytest.importorskip("transformers.training_args")
@@ -111,7 +119,7 @@ def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29501",
+            "MASTER_PORT": str(free_port()),
         }.items():
             monkeypatch.setenv(key, value)
     parser = HfArgumentParser(training_args.TrainingArguments)
