@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from batchplan.errors import TraceError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BASIS = ("1", "s", "s^2", "b", "b*s", "b*s^2")
 """Monomials of micro-batch b and sequence length s that memory is made of."""
@@ -66,6 +67,29 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterGroup:
+    """Parameters of one stage that are alike.
+
+    Shapes matter where a sharding engine pads, where an optimizer factors matrices or leaves
+    small tensors wide, and where one tensor is up-cast at a time.
+    """
+
+    shape: tuple[int, ...]
+    count: int = 1
+    is_trained: bool = True
+    """Whether it gets a gradient."""
+    is_quantisable: bool = False
+    """A frozen matrix of a layer, which QLoRA holds in NF4."""
+    is_norm: bool = False
+    """A weight of a normalisation."""
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of one of them."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageProfile:
     """One kind of stage: embedding, a kind of layer, a bridge, or head and loss."""
 
@@ -92,6 +116,23 @@ class StageProfile:
     """Whether self-attention sees earlier tokens only."""
     num_attentions: int = 1
     """Attentions of a layer; the second is cross-attention, which sees every key."""
+    parameters: tuple[ParameterGroup, ...] = ()
+    """Those registered in the stage, by shape; tied ones only where they are registered first."""
+
+    @property
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """``parameters``, or one flat group each where only their numbers are known."""
+        if self.parameters:
+            return self.parameters
+        plain = self.frozen_params - self.quantisable_params
+        groups = (
+            ParameterGroup(shape=(self.trainable_params,)),
+            ParameterGroup(shape=(plain,), is_trained=False),
+            ParameterGroup(
+                shape=(self.quantisable_params,), is_trained=False, is_quantisable=True
+            ),
+        )
+        return tuple(group for group in groups if group.num_elements)
 
     @property
     def is_layer(self) -> bool:
@@ -210,10 +251,18 @@ def _pass(data: Mapping[str, Any]) -> Pass:
     return Pass(delta=_polynomial(data["delta"]), peaks=peaks)
 
 
+def _parameter_group(data: Mapping[str, Any]) -> ParameterGroup:
+    shape = tuple(int(size) for size in data["shape"])
+    if any(size < 0 for size in shape) or int(data["count"]) < 1:
+        raise ValueError(f"no parameter has shape {shape} or count {data['count']}")
+    return ParameterGroup(**(dict(data) | {"shape": shape}))
+
+
 def _stage(data: Mapping[str, Any]) -> StageProfile:
     fields = dict(data) | {
         "forward": _pass(data["forward"]),
         "backward": _pass(data["backward"]),
         "released_before_backward": _polynomial(data["released_before_backward"]),
+        "parameters": tuple(_parameter_group(group) for group in data["parameters"]),
     }
     return StageProfile(**fields)

@@ -119,6 +119,15 @@ class Offload(StrEnum):
     PARAMS = "params"
 
 
+class ZeroBuckets(StrEnum):
+    """Where DeepSpeed's bucket sizes come from."""
+
+    AUTO = "auto"
+    """Sized by the hidden width, as transformers fills in ``"auto"``."""
+    DEFAULT = "default"
+    """DeepSpeed's own: 5e8 elements."""
+
+
 class Recipe(Spec):
     """What is trained and how, apart from batch and cluster."""
 
@@ -145,6 +154,18 @@ class Recipe(Spec):
     loss: Loss = Loss.STANDARD
     double_quant: bool = True
     """Whether the NF4 scales are quantised too (QLoRA only)."""
+    frozen_upcast: bool = False
+    """QLoRA: what stays 16-bit in a quantised base (embeddings, head, norms) is cast to fp32, as
+    peft's ``prepare_model_for_kbit_training`` does."""
+    norm_dtype: Dtype | None = None
+    """Dtype of normalisation weights; None is that of the other frozen or trained weights."""
+    reentrant: bool = False
+    """Checkpointing by torch's older, reentrant implementation."""
+    fp32_outputs: bool = False
+    """Autocast: the model's outputs are copied to fp32 (accelerate's ``convert_outputs_to_fp32``)."""
+    zero_buckets: ZeroBuckets = ZeroBuckets.AUTO
+    expandable_segments: bool = False
+    """Allocator: ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
     sync_each_batch: bool = True
     """FSDP: reduce-scatter after every micro-batch. False keeps whole gradients when K >= 2."""
     bucket_view: bool = False

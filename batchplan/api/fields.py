@@ -32,6 +32,12 @@ class RecipeFields(TypedDict, total=False):
     attention: str | None
     loss: str | None
     double_quant: bool | None
+    frozen_upcast: bool | None
+    norm_dtype: str | None
+    reentrant: bool | None
+    fp32_outputs: bool | None
+    zero_buckets: str | None
+    expandable_segments: bool | None
     sync_each_batch: bool | None
     bucket_view: bool | None
 

@@ -157,6 +157,32 @@ RECIPE: Options = {
         "QLoRA: whether the NF4 scales are quantised too. Default: yes.",
         "--double-quant/--no-double-quant",
     ),
+    "frozen_upcast": option(
+        bool | None,
+        "QLoRA: what stays 16-bit in the base is cast to fp32. Default: no.",
+        "--frozen-upcast/--no-frozen-upcast",
+    ),
+    "norm_dtype": option(
+        spec.Dtype, "Dtype of normalisation weights. Default: as the other weights."
+    ),
+    "reentrant": option(
+        bool | None,
+        "Checkpointing by torch's older implementation. Default: no.",
+        "--reentrant/--no-reentrant",
+    ),
+    "fp32_outputs": option(
+        bool | None,
+        "Autocast: outputs are copied to fp32, as accelerate does. Default: no.",
+        "--fp32-outputs/--no-fp32-outputs",
+    ),
+    "zero_buckets": option(
+        spec.ZeroBuckets, "DeepSpeed's bucket sizes: by hidden width, or its own. Default: auto."
+    ),
+    "expandable_segments": option(
+        bool | None,
+        "Allocator grows segments in place (PYTORCH_CUDA_ALLOC_CONF). Default: no.",
+        "--expandable-segments/--no-expandable-segments",
+    ),
     "sync_each_batch": option(
         bool | None,
         "FSDP: reduce gradients after every micro-batch. Default: {sync_each_batch}.",

@@ -51,6 +51,8 @@ class Built:
     attention: str
     is_encoder_decoder: bool
     notes: list[str]
+    trained: set[int] = field(default_factory=set)
+    """Identity of every parameter that got a gradient in a step."""
 
 
 def build(request: dict[str, Any]) -> Built:
@@ -296,6 +298,16 @@ def _enable_checkpointing(model: nn.Module, notes: list[str]) -> None:
         notes.append(
             f"{type(model).__name__} does not support activation checkpointing; traced without."
         )
+
+
+def norm_parameters(model: nn.Module) -> set[int]:
+    """Return the identities of the parameters of normalisations."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def to_fake(model: nn.Module) -> list[torch.Tensor]:

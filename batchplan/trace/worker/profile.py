@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Callable
 
 from torch import nn
 
-from .build import Built, Stack, WorkerError
+from .build import Built, Stack, WorkerError, norm_parameters
 from .fit import (
     ALL,
     BATCH_ONLY,
@@ -235,16 +236,16 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         is_causal, num_attentions = True, 0
     trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
     frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
-    quantisable = sum(
-        p.numel()
-        for name, p in parameters.items()
-        if sort == "kind" and not p.requires_grad and p.dim() == 2 and name.endswith("weight")
-    )
+    groups = _groups(built, parameters, is_layer=sort == "kind")
     return {
         "trainable_params": grads_made,
         # A parameter that never gets a gradient needs no optimizer state: it is held, not trained.
         "frozen_params": frozen + (max(trainable - grads_made, 0) if sort == "kind" else 0),
-        "quantisable_params": quantisable,
+        "quantisable_params": sum(
+            math.prod(group["shape"]) * group["count"]
+            for group in groups
+            if group["is_quantisable"]
+        ),
         "adapter_params": sum(
             p.numel() for name, p in parameters.items() if "lora_" in name and p.requires_grad
         ),
@@ -253,7 +254,27 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         "attention_window": window,
         "attends_causally": is_causal,
         "num_attentions": num_attentions,
+        "parameters": groups,
     }
+
+
+def _groups(
+    built: Built, parameters: dict[str, nn.Parameter], *, is_layer: bool
+) -> list[dict[str, Any]]:
+    """Return the parameters by shape and use, in order of first appearance."""
+    counts: dict[Any, int] = {}
+    norms = norm_parameters(built.model)
+    for name, parameter in parameters.items():
+        is_matrix = parameter.dim() == 2 and name.endswith("weight")
+        kind = (
+            tuple(parameter.shape),
+            id(parameter) in built.trained,
+            is_layer and is_matrix and not parameter.requires_grad,
+            id(parameter) in norms,
+        )
+        counts[kind] = counts.get(kind, 0) + 1
+    names = ("shape", "is_trained", "is_quantisable", "is_norm")
+    return [dict(zip(names, kind), count=count) for kind, count in counts.items()]
 
 
 def _glue_parameters(built: Built, number: int) -> dict[str, nn.Parameter]:

@@ -85,6 +85,7 @@ def run_step(
     def accumulated(parameter: torch.Tensor) -> None:
         if parameter.grad is None:  # an undefined gradient: the parameter had no part in the loss
             return
+        built.trained.add(id(parameter))
         made = recorder.event_of.get(parameter.grad.untyped_storage()._cdata)
         if made is not None:
             grad_events[made] = (parameter.numel(), len(recorder.live_after))
