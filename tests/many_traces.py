@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 
-from batchplan.trace.worker.build import WorkerError
+from batchplan.trace.worker.built import WorkerError
 from batchplan.trace.worker.main import _trace
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import sys
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from batchplan.trace.worker import build
+from batchplan.trace.worker import build, fake
 from batchplan.trace.worker.recorder import Recorder
 
 
 def live_bytes(request: dict, *, fake: bool) -> list[int]:
     """Return the live bytes after each allocation of two micro-batches."""
     built = build.build(request)
-    build.answer_for_transformers()
+    fake.answer_for_transformers()
     if not fake:
         built.model.to_empty(device="cpu")
         torch.manual_seed(0)
@@ -25,7 +25,7 @@ def live_bytes(request: dict, *, fake: bool) -> list[int]:
             tensor.data.uniform_(-0.02, 0.02) if tensor.is_floating_point() else tensor.zero_()
     with FakeTensorMode() if fake else contextlib.nullcontext():
         if fake:
-            build.to_fake(built.model)
+            fake.to_fake(built.model)
         tensors = [*built.model.parameters(), *built.model.buffers()]
         ids = torch.zeros(2, 64, dtype=torch.long)
         labels = torch.zeros(2, 64, dtype=torch.long)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from batchplan.trace.worker import build, kernels
+from batchplan.trace.worker import build, fake, kernels
 from batchplan.trace.worker.recorder import Recorder
-from batchplan.trace.worker.step import _autocast
+from batchplan.trace.worker.step import autocast
 
 
-def keep_all(config: Any, stacks: list[build.Stack]) -> None:
+def keep_all(config: Any, stacks: list[Any]) -> None:
     """Stand in for ``build._cut``."""
     for stack in stacks:
         stack.kept = list(range(len(stack.kinds)))
@@ -29,10 +29,10 @@ def keep_all(config: Any, stacks: list[build.Stack]) -> None:
 def peaks(case: dict[str, Any]) -> list[int]:
     """Return the peak of the first and of the second micro-batch."""
     built = build.build(case["request"])
-    build.answer_for_transformers()
+    fake.answer_for_transformers()
     shape = (case["micro_batch"], case["seq_len"])
     with FakeTensorMode():
-        tensors = build.to_fake(built.model)
+        tensors = fake.to_fake(built.model)
         batches = [[torch.zeros(*shape, dtype=torch.long) for _ in range(2)] for _ in range(2)]
         recorder = Recorder([*tensors, *batches[0], *batches[1]])
         found = []
@@ -40,7 +40,7 @@ def peaks(case: dict[str, Any]) -> list[int]:
             gc.collect()
             start = len(recorder.live_after)
             with recorder:
-                with _autocast(case["request"]):
+                with autocast(case["request"]):
                     loss = built.model(input_ids=ids, labels=labels).loss
                 loss.backward()
                 del loss

@@ -10,7 +10,7 @@ from batchplan.memory.setting import Setting, prepare
 from batchplan.memory.states import ParamCounts, compute_states
 from batchplan.memory.terms import Estimate, Moment, Term
 from batchplan.profile import ActivationProfile
-from batchplan.spec import Batch, Caveat, Cluster, Gpu, Loss, Method, Recipe
+from batchplan.spec import Batch, Caveat, Cluster, Gpu, Method, Recipe
 from batchplan.states.numerics import resolve_dtypes
 from batchplan.states.sharding import RULES
 
@@ -75,7 +75,7 @@ def price(setting: Setting, batch: Batch) -> Estimate:
         host_bytes=setting.states.host_bytes,
         error_percent=ERROR_PERCENT,
         error_basis=ERROR_BASIS,
-        caveats=tuple(_caveats(setting.recipe, profile)),
+        caveats=tuple(_caveats(profile)),
     )
 
 
@@ -138,21 +138,5 @@ def estimate_states(
     )
 
 
-def _caveats(recipe: Recipe, profile: ActivationProfile) -> list[Caveat]:
-    caveats = [Caveat(code="trace-note", text=note) for note in profile.notes]
-    if recipe.method is Method.QLORA:
-        caveats.append(
-            Caveat(
-                code="qlora-uncalibrated",
-                text="QLoRA is priced as LoRA over NF4 weights; bitsandbytes' own workspaces and "
-                "fp32 casts are not in the bill yet (errs low).",
-            )
-        )
-    if recipe.loss is not Loss.STANDARD:
-        caveats.append(
-            Caveat(
-                code="loss-kernel-not-modelled",
-                text=f"The {recipe.loss} loss is priced as the standard one (errs high).",
-            )
-        )
-    return caveats
+def _caveats(profile: ActivationProfile) -> list[Caveat]:
+    return [Caveat(code="trace-note", text=note) for note in profile.notes]

@@ -21,22 +21,18 @@ def trace_request(
 ) -> dict[str, Any]:
     """Return the worker's request for ``recipe``; equal requests have equal profiles.
 
-    Sharding, optimizer and accumulation are left out: they change no activation. QLoRA is traced
-    as LoRA, since a 4-bit base keeps the same activations.
+    Sharding, optimizer and accumulation are left out: they change no activation.
 
     Raises:
         SpecError: when the recipe cannot be traced.
     """
-    if recipe.checkpointing is Checkpointing.SELECTIVE:
-        raise SpecError(
-            "Selective checkpointing is not modelled yet; use --checkpointing none or full."
-        )
     dtypes = resolve_dtypes(recipe)
     weight = dtypes.weights if recipe.method is Method.FULL else dtypes.frozen
     if weight not in TRACEABLE:
         raise SpecError(
             f"Weights in {weight} cannot be trained; use --weight-dtype fp32, bf16 or fp16."
         )
+    quantises = recipe.method is Method.QLORA
     adapts = recipe.method is not Method.FULL
     return {
         "config": config,
@@ -47,9 +43,15 @@ def trace_request(
         "autocast_dtype": dtypes.compute.value if dtypes.autocast else None,
         "attention": recipe.attention.value,
         "checkpointing": recipe.checkpointing.value,
+        "reentrant": recipe.reentrant and recipe.checkpointing is not Checkpointing.NONE,
+        "loss": recipe.loss.value,
+        "norm_dtype": recipe.norm_dtype.value if recipe.norm_dtype is not None else None,
         "method": "lora" if adapts else "full",
+        "is_quantised": quantises,
+        "frozen_upcast": recipe.frozen_upcast and quantises,
         "lora_rank": recipe.lora_rank if adapts else 0,
         "lora_targets": recipe.lora_targets if adapts else "",
         "lora_dropout": recipe.lora_dropout if adapts else 0.0,
         "adapter_dtype": dtypes.weights.value if adapts else "",
+        "fp32_outputs": recipe.fp32_outputs and dtypes.autocast,
     }

@@ -3,74 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from . import losses, recipe
+from .built import DTYPES, Built, RequestError, Stack, WorkerError, one_line
+
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "ForSeq2SeqLM")
 MAX_LAYERS = 2000
 
 
-class WorkerError(Exception):
-    """A request that cannot be answered; the text is for the user."""
+def build(request: dict[str, Any], *, whole: bool = False) -> Built:
+    """Build the model on ``meta``, count it, cut it to its distinct layers, add adapters.
 
-    kind = "trace"
-
-
-class RequestError(WorkerError):
-    """The request itself is wrong: a config or LoRA targets that no model accepts."""
-
-    kind = "input"
-
-
-@dataclass
-class Stack:
-    """One run of layers: a ``ModuleList`` of the model."""
-
-    name: str
-    module: nn.ModuleList
-    kinds: list[int]
-    """Kind of every layer of the whole model, in order; numbers are unique over stacks."""
-    kept: list[int] = field(default_factory=list)
-    """Positions of the layers that are traced."""
-
-
-@dataclass
-class Built:
-    """The module that is traced and what was counted on the whole model."""
-
-    model: nn.Module
-    config: Any
-    stacks: list[Stack]
-    num_params: int
-    attention: str
-    is_encoder_decoder: bool
-    notes: list[str]
-    trained: set[int] = field(default_factory=set)
-    """Identity of every parameter that got a gradient in a step."""
-
-
-def build(request: dict[str, Any]) -> Built:
-    """Build the whole model on ``meta``, count it, cut it to its distinct layers, add adapters."""
+    ``whole`` leaves every layer.
+    """
     config = _config(request)
     cls = _model_class(config, request)
     notes: list[str] = []
     model = _instantiate(cls, config, DTYPES[request["weight_dtype"]], request["attention"])
     num_params = sum(parameter.numel() for parameter in model.parameters())
-    stacks = _find_stacks(model, config)
-    _cut(config, stacks)
+    is_selective = request["checkpointing"] == "selective"
+    stacks = _find_stacks(model, config, period=recipe.CHECKPOINT_EVERY if is_selective else 1)
+    for stack in stacks:
+        stack.kept = list(range(len(stack.kinds)))
+    if not whole:
+        _cut(config, stacks)
     attention = _switch_attention(model, request["attention"], notes)
+    recipe.set_dtypes(model, request)
     if request["method"] != "full":
-        model = _add_adapters(model, request)
-    if request["checkpointing"] == "full":
-        _enable_checkpointing(model, notes)
+        model = recipe.add_adapters(model, request)
+    if request["checkpointing"] != "none":
+        recipe.enable_checkpointing(model, request, notes)
+    if is_selective:
+        recipe.checkpoint_some(stacks)
     model.train()
-    return Built(
+    built = Built(
         model=model,
         config=config,
         stacks=stacks,
@@ -79,6 +50,8 @@ def build(request: dict[str, Any]) -> Built:
         is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
         notes=notes,
     )
+    losses.install(built, request["loss"], is_exact=whole)
+    return built
 
 
 def _config(request: dict[str, Any]) -> Any:
@@ -150,8 +123,11 @@ def _instantiate(cls: Any, config: Any, dtype: torch.dtype, attention: str) -> n
         torch.set_default_dtype(before)
 
 
-def _find_stacks(model: nn.Module, config: Any) -> list[Stack]:
-    """Return the outermost module lists that hold layers, in execution order."""
+def _find_stacks(model: nn.Module, config: Any, *, period: int = 1) -> list[Stack]:
+    """Return the outermost module lists that hold layers, in execution order.
+
+    Layers that are alike but at different places within ``period`` are of different kinds.
+    """
     stacks: list[Stack] = []
     signatures: dict[Any, int] = {}
     for name, module in model.named_modules():
@@ -163,7 +139,7 @@ def _find_stacks(model: nn.Module, config: Any) -> list[Stack]:
         layer_types = _layer_types(config, len(module))
         kinds = [
             signatures.setdefault(
-                (name, layer_types[i] if layer_types else None, _signature(layer)),
+                (name, i % period, layer_types[i] if layer_types else None, _signature(layer)),
                 len(signatures),
             )
             for i, layer in enumerate(module)
@@ -210,6 +186,7 @@ def _cut(config: Any, stacks: list[Stack]) -> None:
     of its kind: what those add is what every further layer of the kind adds.
     """
     for stack in stacks:
+        stack.kept = []
         for position, kind in enumerate(dict.fromkeys(stack.kinds)):
             same = [i for i, other in enumerate(stack.kinds) if other == kind]
             stack.kept.extend(same[: 3 if position == 0 else 2])
@@ -257,110 +234,3 @@ def _switch_attention(model: nn.Module, wanted: str, notes: list[str]) -> str:
     if running != "sdpa" and wanted != "eager":
         notes.append(f"{type(model).__name__} supports only eager attention.")
     return "sdpa" if running == "sdpa" else "eager"
-
-
-def _add_adapters(model: nn.Module, request: dict[str, Any]) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise WorkerError(
-            "LoRA is traced with peft, which this environment does not have: pip install peft."
-        ) from error
-    targets = request["lora_targets"]
-    if type(model).__name__.endswith("ForMaskedLM"):
-        task = None
-    elif getattr(model.config, "is_encoder_decoder", False):
-        task = "SEQ_2_SEQ_LM"
-    else:
-        task = "CAUSAL_LM"
-    config = LoraConfig(
-        r=request["lora_rank"],
-        lora_alpha=2 * request["lora_rank"],
-        lora_dropout=request["lora_dropout"],
-        target_modules=targets if targets == "all-linear" else targets.split(","),
-        task_type=task,
-    )
-    try:
-        with torch.device("meta"):
-            return get_peft_model(
-                model, config, autocast_adapter_dtype=request["adapter_dtype"] == "fp32"
-            )
-    except ValueError as error:
-        raise RequestError(f"peft refuses these LoRA targets: {one_line(error)}") from error
-
-
-def _enable_checkpointing(model: nn.Module, notes: list[str]) -> None:
-    try:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
-        )
-    except (ValueError, AttributeError):
-        notes.append(
-            f"{type(model).__name__} does not support activation checkpointing; traced without."
-        )
-
-
-def norm_parameters(model: nn.Module) -> set[int]:
-    """Return the identities of the parameters of normalisations."""
-    return {
-        id(parameter)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
-    }
-
-
-def to_fake(model: nn.Module) -> list[torch.Tensor]:
-    """Give every parameter and buffer fake CPU storage, keeping ties; return all of them."""
-    replaced: dict[int, Any] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in replaced:
-                fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-                replaced[id(parameter)] = nn.Parameter(fresh, parameter.requires_grad)
-            module._parameters[name] = replaced[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                if id(buffer) not in replaced:
-                    replaced[id(buffer)] = torch.empty(
-                        buffer.shape, dtype=buffer.dtype, device="cpu"
-                    )
-                module._buffers[name] = replaced[id(buffer)]
-        for name, value in list(vars(module).items()):
-            # Some modules keep tensors as plain attributes (rotary "original_inv_freq").
-            if isinstance(value, torch.Tensor) and value.device.type == "meta":
-                if id(value) not in replaced:
-                    replaced[id(value)] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-                setattr(module, name, replaced[id(value)])
-    return list(replaced.values())
-
-
-def answer_for_transformers() -> None:
-    """Make mask code behave as with real tensors, for batches that are neither padded nor packed.
-
-    transformers skips its mask short cuts when it sees a fake tensor (``is_tracing``), asks the
-    positions whether sequences are packed and the mask whether it is all ones (``fast_all``);
-    fake tensors cannot answer.
-    """
-    answers = {"is_tracing": False, "find_packed_sequence_indices": None, "fast_all": True}
-    for module_name, module in list(sys.modules.items()):
-        if not module_name.startswith("transformers") or module is None:
-            continue
-        for name, answer in answers.items():
-            if name in vars(module):
-                setattr(module, name, lambda *args, answer=answer, **kwargs: answer)
-    draw = torch.rand
-
-    def rand(*size: Any, **kwargs: Any) -> Any:
-        # LayerDrop draws one number per layer and branches on it; no dropped layer is the worst.
-        return 1.0 if size in (((),), ([],)) else draw(*size, **kwargs)
-
-    torch.rand = rand
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error on one line, short enough for a message."""
-    text = re.sub(r"\b[A-Za-z]+Error: ", "", " ".join(str(error).split()))
-    return text[:300] or type(error).__name__

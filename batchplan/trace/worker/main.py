@@ -30,9 +30,11 @@ def main() -> int:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     _progress("loading torch and transformers")
-    from .build import WorkerError
+    from .built import WorkerError
 
     try:
+        if "micro_batch" in request:
+            return {"profile": _record(request)}
         return {"profile": _trace(request)}
     except WorkerError as error:
         return {"error": str(error), "kind": error.kind}
@@ -43,7 +45,8 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
     import transformers
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from . import build, kernels
+    from . import build, fake, kernels
+    from .built import WorkerError, one_line
     from .profile import make_profile
     from .step import run_step
 
@@ -51,10 +54,10 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
     transformers.utils.logging.disable_progress_bar()
     _progress("building the model without weights")
     built = build.build(request)
-    build.answer_for_transformers()
+    fake.answer_for_transformers()
     kernels.install(built.attention)
     with FakeTensorMode():
-        tensors = build.to_fake(built.model)
+        tensors = fake.to_fake(built.model)
         # Every step collects garbage so that no log depends on it; what is there by now stays,
         # and looking at all of transformers each time would take longer than the step.
         gc.freeze()
@@ -63,16 +66,34 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
             _progress(f"running {b} x {s} tokens on fake tensors")
             try:
                 return run_step(built, tensors, request, b, s)
-            except build.WorkerError:
+            except WorkerError:
                 raise
             except Exception as error:
-                raise build.WorkerError(
+                raise WorkerError(
                     f"{type(built.model).__name__} does not run on fake tensors at {b} x {s}: "
-                    f"{build.one_line(error)}"
+                    f"{one_line(error)}"
                 ) from error
 
         joined = make_profile(built, step, request["seq_len"])
     return _reply(built, request, joined, torch, transformers)
+
+
+def _record(request: dict[str, Any]) -> dict[str, Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    import transformers
+    from . import build, fake, kernels
+    from .whole import record
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    _progress("building the model without weights")
+    built = build.build(request, whole=True)
+    fake.answer_for_transformers()
+    kernels.install(built.attention)
+    with FakeTensorMode():
+        fake.to_fake(built.model)
+        gc.freeze()
+        return record(built, request)
 
 
 def _reply(

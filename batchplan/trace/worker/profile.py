@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 from torch import nn
 
-from .build import Built, Stack, WorkerError, norm_parameters
+from .built import Built, Stack, WorkerError, norm_parameters
 from .fit import (
     ALL,
     BATCH_ONLY,

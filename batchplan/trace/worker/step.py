@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .build import DTYPES, Built, WorkerError
+from .built import DTYPES, Built, WorkerError
 from .recorder import Recorder, rounded
 
 
@@ -96,8 +96,8 @@ def run_step(
     gc.disable()
     try:
         with recorder:
-            with _autocast(request):
-                loss = model(**inputs).loss
+            with autocast(request):
+                loss = outputs_in_fp32(request, model(**inputs)).loss
                 if loss is None:
                     raise WorkerError(f"{type(model).__name__} returns no loss.")
                 marks.mark(f"glue:{len(built.stacks)}")
@@ -171,8 +171,21 @@ def _first_tensor(values: Any) -> Any:
     return None
 
 
+def outputs_in_fp32(request: dict[str, Any], outputs: Any) -> Any:
+    """Copy floating-point outputs to fp32, as accelerate does around an autocast forward.
+
+    Source: accelerate utils/operations.py, convert_to_fp32.
+    """
+    if not request["fp32_outputs"]:
+        return outputs
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+            outputs[name] = value.float()
+    return outputs
+
+
 @contextlib.contextmanager
-def _autocast(request: dict[str, Any]) -> Iterator[None]:
+def autocast(request: dict[str, Any]) -> Iterator[None]:
     name = request["autocast_dtype"]
     if name is None:
         yield
@@ -193,9 +206,13 @@ def _split(
     grads_live = [0] * (events + 1)
     in_flight = [0] * (events + 1)
     made_at = [0] * (events + 1)
-    for event, (elements, accumulated) in grad_events.items():
+    _, backward_start, _ = marks.forward[-1]
+    for made, (elements, accumulated) in grad_events.items():
+        # A kernel may make a gradient in forward (fused losses): it is kept like an activation
+        # until backward hands it on.
+        event = max(made, backward_start)
         made_at[event] += elements
-        grads_live[event] += rounded(sizes.get(event, 0))
+        grads_live[event] += rounded(sizes.get(made, 0))
         for at in range(event, max(accumulated, event + 1)):
             in_flight[at] += elements
     for event in range(1, events):
