@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from batchplan.errors import SpecError
-from batchplan.spec import Checkpointing, Dtype, Method, Recipe
+from batchplan.spec import (
+    Batch,
+    Checkpointing,
+    Dtype,
+    Method,
+    Offload,
+    Optimizer,
+    Recipe,
+    Sharding,
+)
 from batchplan.states.numerics import resolve_dtypes
 
 TRACEABLE = (Dtype.FP32, Dtype.BF16, Dtype.FP16)
@@ -54,4 +63,49 @@ def trace_request(
         "lora_dropout": recipe.lora_dropout if adapts else 0.0,
         "adapter_dtype": dtypes.weights.value if adapts else "",
         "fp32_outputs": recipe.fp32_outputs and dtypes.autocast,
+    }
+
+
+RECORDED = (Optimizer.ADAMW, Optimizer.SGD, Optimizer.SGD_MOMENTUM)
+"""Optimizers of torch's own; the others run kernels that need a GPU."""
+
+
+def recording_request(
+    *,
+    config: dict[str, Any],
+    model_ref: str,
+    recipe: Recipe,
+    batch: Batch,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Return the worker's request for a recording of whole steps.
+
+    Raises:
+        SpecError: when the recipe cannot be recorded; the bill of ``estimate`` still can.
+    """
+    request = trace_request(
+        config=config,
+        model_ref=model_ref,
+        recipe=recipe,
+        seq_len=batch.seq_len,
+        trust_remote_code=trust_remote_code,
+    )
+    dtypes = resolve_dtypes(recipe)
+    for is_true, what in (
+        (recipe.optimizer not in RECORDED, f"--optimizer {recipe.optimizer}"),
+        (recipe.offload is not Offload.NONE, f"--offload {recipe.offload}"),
+        (recipe.sharding is not Sharding.DDP, f"--sharding {recipe.sharding}"),
+        (batch.num_ranks > 1, f"--devices {batch.num_ranks}"),
+        (dtypes.has_master, f"--numerics {recipe.numerics} on one device"),
+        (dtypes.gradients is not dtypes.weights, "--grad-dtype"),
+        (dtypes.optimizer is not dtypes.weights, "--optimizer-dtype"),
+    ):
+        if is_true:
+            raise SpecError(f"{what} cannot be recorded yet; estimate prices it.")
+    return request | {
+        "micro_batch": batch.micro_batch,
+        "accum_steps": min(batch.accum_steps, 2),
+        "optimizer": recipe.optimizer.value,
+        "optimizer_impl": recipe.optimizer_impl.value,
+        "double_quant": recipe.double_quant,
     }

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 PROGRESS = "progress: "
@@ -41,26 +42,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trace(request: dict[str, Any]) -> dict[str, Any]:
-    import torch
-    import transformers
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from . import build, fake, kernels
+    """Return the profile of the model, cut to its distinct layers."""
     from .built import WorkerError, one_line
     from .profile import make_profile
     from .step import run_step
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    _progress("building the model without weights")
-    built = build.build(request)
-    fake.answer_for_transformers()
-    kernels.install(built.attention)
-    with FakeTensorMode():
-        tensors = fake.to_fake(built.model)
-        # Every step collects garbage so that no log depends on it; what is there by now stays,
-        # and looking at all of transformers each time would take longer than the step.
-        gc.freeze()
+    with _built(request, whole=False) as (built, tensors):
 
         def step(b: int, s: int) -> Any:
             _progress(f"running {b} x {s} tokens on fake tensors")
@@ -75,47 +62,61 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
                 ) from error
 
         joined = make_profile(built, step, request["seq_len"])
-    return _reply(built, request, joined, torch, transformers)
-
-
-def _record(request: dict[str, Any]) -> dict[str, Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    import transformers
-    from . import build, fake, kernels
-    from .whole import record
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    _progress("building the model without weights")
-    built = build.build(request, whole=True)
-    fake.answer_for_transformers()
-    kernels.install(built.attention)
-    with FakeTensorMode():
-        fake.to_fake(built.model)
-        gc.freeze()
-        return record(built, request)
-
-
-def _reply(
-    built: Any, request: dict[str, Any], joined: Any, torch: Any, transformers: Any
-) -> dict[str, Any]:
-    versions = [["torch", torch.__version__], ["transformers", transformers.__version__]]
-    if request["method"] != "full":
-        import peft
-
-        versions.append(["peft", peft.__version__])
+    architecture = built.model if request["method"] == "full" else built.model.get_base_model()
     return {
         **joined,
-        "architecture": type(built.model).__name__
-        if request["method"] == "full"
-        else type(built.model.get_base_model()).__name__,
+        "architecture": type(architecture).__name__,
         "num_params": built.num_params,
         "hidden_size": _hidden_size(built),
         "buffer_bytes": sum(b.numel() * b.element_size() for b in built.model.buffers()),
         "attention": built.attention,
-        "versions": versions,
+        "versions": _versions(request),
         "notes": built.notes,
     }
+
+
+def _record(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the log of a whole step of the whole model."""
+    from .built import WorkerError, one_line
+    from .whole import record
+
+    with _built(request, whole=True) as (built, _):
+        _progress(f"running {request['micro_batch']} x {request['seq_len']} tokens")
+        try:
+            log = record(built, request)
+        except WorkerError:
+            raise
+        except Exception as error:
+            name = type(built.model).__name__
+            raise WorkerError(f"{name} cannot be recorded: {one_line(error)}") from error
+    return {**log, "versions": _versions(request), "notes": built.notes}
+
+
+@contextlib.contextmanager
+def _built(request: dict[str, Any], *, whole: bool) -> Iterator[Any]:
+    """Yield the built module and its fake weights and buffers, inside fake tensor mode."""
+    import transformers
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from . import build, fake, kernels
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    _progress("building the model without weights")
+    built = build.build(request, whole=whole)
+    fake.answer_for_transformers()
+    kernels.install(built.attention)
+    with FakeTensorMode():
+        tensors = fake.to_fake(built.model)
+        # Every step collects garbage so that no log depends on it; what is there by now stays,
+        # and looking at all of transformers each time would take longer than the step.
+        gc.freeze()
+        yield built, tensors
+
+
+def _versions(request: dict[str, Any]) -> list[list[str]]:
+    names = ["torch", "transformers"] + (["peft"] if request["method"] != "full" else [])
+    return [[name, sys.modules[name].__version__] for name in names]
 
 
 def _hidden_size(built: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .built import Built, norm_parameters
+from .built import norm_parameters
 
 
 class MatMul4Bit(torch.autograd.Function):
@@ -91,30 +91,28 @@ def quantise(model: nn.Module, compute_dtype: torch.dtype) -> None:
     model.requires_grad_(False)
 
 
-def widen(built_model: nn.Module, *, frozen: bool, norm_dtype: Any) -> None:
+def widen(model: nn.Module, *, frozen: bool, norm_dtype: Any) -> None:
     """Cast what stays 16-bit: all of it to fp32, or the normalisations to ``norm_dtype``.
 
     Source: peft utils/other.py, prepare_model_for_kbit_training.
     """
-    norms = norm_parameters(built_model)
-    quantised = {
-        id(module.weight) for module in built_model.modules() if isinstance(module, Linear4bit)
-    }
-    for parameter in built_model.parameters():
+    norms = norm_parameters(model)
+    quantised = {id(module.weight) for module in model.modules() if isinstance(module, Linear4bit)}
+    for parameter in model.parameters():
         if frozen and id(parameter) not in quantised:
             parameter.data = parameter.data.to(torch.float32)
         if norm_dtype is not None and id(parameter) in norms:
             parameter.data = parameter.data.to(norm_dtype)
 
 
-def packed_bytes(built: Built, *, double_quant: bool) -> dict[int, list[int]]:
+def packed_bytes(model: nn.Module, *, double_quant: bool) -> dict[int, list[int]]:
     """Return, by identity of a 4-bit weight, the bytes of the tensors that hold it.
 
     Packed values, then scales: fp32 per block of 64, or 8-bit with fp32 per 256 of those.
     Source: bitsandbytes functional.py, quantize_4bit.
     """
     found: dict[int, list[int]] = {}
-    for module in built.model.modules():
+    for module in model.modules():
         if isinstance(module, Linear4bit):
             values = module.weight.numel()
             blocks = -(-values // 64)

@@ -186,6 +186,7 @@ def outputs_in_fp32(request: dict[str, Any], outputs: Any) -> Any:
 
 @contextlib.contextmanager
 def autocast(request: dict[str, Any]) -> Iterator[None]:
+    """Run what is inside under the recipe's autocast, if it has one."""
     name = request["autocast_dtype"]
     if name is None:
         yield

@@ -11,15 +11,14 @@ import torch
 
 from .built import Built, WorkerError
 from .optimizers import make_optimizer
+from .quantised import packed_bytes
 from .recorder import Recorder
 from .step import autocast, outputs_in_fp32
-
-LATER = "later"
 
 
 @dataclass
 class _Whereabouts:
-    """Which module runs: by hooks in forward, by the order autograd's nodes were made in backward."""
+    """Which module runs: forward hooks say, and in backward the order autograd's nodes were made in."""
 
     current: list[str] = field(default_factory=lambda: [""])
     made_at: list[int] = field(default_factory=list)
@@ -51,8 +50,8 @@ class _Whereabouts:
 class _WholeRecorder(Recorder):
     """Also notes the op and the module of every allocation."""
 
-    def __init__(self, where: _Whereabouts) -> None:
-        super().__init__(())
+    def __init__(self, where: _Whereabouts, ignore: list[torch.Tensor]) -> None:
+        super().__init__(ignore)
         self.where = where
         self.modules: list[str] = []
         self.ops: list[str] = []
@@ -67,14 +66,18 @@ class _WholeRecorder(Recorder):
 def record(built: Built, request: dict[str, Any]) -> dict[str, Any]:
     """Run K micro-batches and two optimizer steps; return the log in sections.
 
-    The sections are what a training run repeats: ``start`` (weights, buffers, inputs), one
-    micro-batch without and one with resident gradients, the first optimizer step (which makes the
-    moments), a later one, and the end of a step, when gradients are dropped. Which of them follow
-    each other, and how often, is for the reader.
+    The sections are what a training run repeats: ``start`` (weights and buffers), ``fetch``
+    (inputs), each micro-batch, ``first update`` (which makes the moments), ``update``,
+    ``end of step``, when gradients are dropped, and ``drop`` (inputs). Which of them follow each
+    other, and how often, is for the reader.
     """
     where = _Whereabouts()
-    recorder = _WholeRecorder(where)
     model = built.model
+    packed = {
+        weight: [torch.empty(num_bytes, dtype=torch.uint8) for num_bytes in sizes]
+        for weight, sizes in packed_bytes(model, double_quant=request["double_quant"]).items()
+    }
+    recorder = _WholeRecorder(where, [p for p in model.parameters() if id(p) in packed])
     kinds: dict[int, str] = {}
     parameters = [p for p in model.parameters() if p.requires_grad]
     handles = _follow(model, where)
@@ -88,7 +91,10 @@ def record(built: Built, request: dict[str, Any]) -> dict[str, Any]:
 
     def start() -> None:
         for parameter in model.parameters():
-            _hold(recorder, kinds, parameter, "weights" if parameter.requires_grad else "frozen")
+            kind = "weights" if parameter.requires_grad else "frozen weights"
+            tensors = packed.get(id(parameter), [parameter])
+            for tensor in tensors:
+                _hold(recorder, kinds, tensor, kind)
         for buffer in model.buffers():
             _hold(recorder, kinds, buffer, "model buffers")
 
@@ -136,18 +142,20 @@ def record(built: Built, request: dict[str, Any]) -> dict[str, Any]:
         with recorder:
             section("start", start)
             section("fetch", fetch)
-            section("micro-batch", micro_batch)
-            if request["accum_steps"] > 1:
-                section(f"{LATER} micro-batch", micro_batch)
-            section("optimizer step", update)
-            section(f"{LATER} optimizer step", update)
+            micro_batches = [
+                f"micro-batch {number + 1}" for number in range(request["accum_steps"])
+            ]
+            for name in micro_batches:
+                section(name, micro_batch)
+            section("first update", update)
+            section("update", update)
             section("end of step", drop_gradients)
             section("drop", inputs.clear)
     finally:
         gc.enable()
         for handle in handles:
             handle.remove()
-    return _columns(recorder, kinds, sections, phases)
+    return {"micro_batches": micro_batches, **_columns(recorder, kinds, sections, phases)}
 
 
 def _hold(recorder: Recorder, kinds: dict[int, str], tensor: torch.Tensor, kind: str) -> None:
