@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from math import prod
 from typing import Any
 
 from batchplan.errors import TraceError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BASIS = ("1", "s", "s^2", "b", "b*s", "b*s^2")
 """Monomials of micro-batch b and sequence length s that memory is made of."""
@@ -64,6 +65,32 @@ class Pass:
     """Live bytes at the end of the pass less live bytes at its start."""
     peaks: tuple[Peak, ...]
     """The highest point of the pass is the largest of these; which one depends on (b, s)."""
+    script: tuple[int, ...] = ()
+    """What the pass makes and frees, in order, three numbers an entry: see ``Action``."""
+
+
+class Action(IntEnum):
+    """What an entry of a script does; the other two numbers are ``what`` and ``how``."""
+
+    MAKE = 0
+    """An allocation: ``what`` is the number of its size, ``how`` is of ``Use``."""
+    FREE_OWN = 1
+    """The ``what``-th allocation that this script made."""
+    FREE_OTHER = 2
+    """One of size ``what`` that another pass made: ``how`` is 0, 1, 2 for the forward of the stage
+    before, the same and the one after, 3 more for a backward, 6 for anywhere else."""
+    ACCUMULATE = 3
+    """The gradient that is this script's ``what``-th allocation is added to ``.grad``."""
+
+
+class Use(IntEnum):
+    """What an allocation of a script is for."""
+
+    PLAIN = 0
+    GRADIENT = 1
+    """It becomes ``.grad`` where there is none yet."""
+    RELEASED = 2
+    """A cast weight that leaving autocast frees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +194,9 @@ class ActivationProfile:
     """What the worker could not do exactly, in words."""
     single_sequence_stages: tuple[StageProfile, ...] = ()
     """``stages`` for micro-batch 1 where it runs other ops (fewer copies); empty when the same."""
+    sizes: tuple[Polynomial, ...] = ()
+    """Bytes asked for by the allocations of the stages' scripts, by their number."""
+    single_sequence_sizes: tuple[Polynomial, ...] = ()
 
     @property
     def trainable_params(self) -> int:
@@ -189,9 +219,18 @@ class ActivationProfile:
             return self.single_sequence_stages
         return self.stages
 
+    def sizes_at(self, micro_batch: int) -> tuple[Polynomial, ...]:
+        """Return the sizes that the scripts of ``stages_at`` refer to."""
+        if micro_batch == 1 and self.single_sequence_stages:
+            return self.single_sequence_sizes
+        return self.sizes
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that ``from_dict`` reads back to an equal profile."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        for key in ("sizes", "single_sequence_sizes"):
+            data[key] = [size["coefficients"] for size in data[key]]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ActivationProfile:
@@ -206,6 +245,8 @@ class ActivationProfile:
             fields = {key: value for key, value in data.items() if key != "schema_version"}
             for key in ("stages", "single_sequence_stages"):
                 fields[key] = tuple(_stage(stage) for stage in data[key])
+            for key in ("sizes", "single_sequence_sizes"):
+                fields[key] = tuple(_polynomial({"coefficients": size}) for size in data[key])
             fields["order"] = tuple(int(index) for index in data["order"])
             low, high = data["seq_len_range"]
             fields["seq_len_range"] = (int(low), int(high))
@@ -248,7 +289,8 @@ def _pass(data: Mapping[str, Any]) -> Pass:
     )
     if not peaks:
         raise ValueError("a pass has no peak")
-    return Pass(delta=_polynomial(data["delta"]), peaks=peaks)
+    script = tuple(int(number) for number in data["script"])
+    return Pass(delta=_polynomial(data["delta"]), peaks=peaks, script=script)
 
 
 def _parameter_group(data: Mapping[str, Any]) -> ParameterGroup:

@@ -9,23 +9,28 @@ if TYPE_CHECKING:
     from batchplan.api.estimating import EstimateAnswer, estimate
     from batchplan.api.learning import LearningRateAnswer, learning_rate
     from batchplan.api.recommending import RecommendAnswer, recommend
+    from batchplan.api.tracing import TraceAnswer, trace_step
 
 __all__ = [
     "EstimateAnswer",
     "LearningRateAnswer",
     "RecommendAnswer",
+    "TraceAnswer",
     "estimate",
     "learning_rate",
     "recommend",
+    "trace_step",
 ]
 
 _HOME = {
     "EstimateAnswer": "estimating",
     "LearningRateAnswer": "learning",
     "RecommendAnswer": "recommending",
+    "TraceAnswer": "tracing",
     "estimate": "estimating",
     "learning_rate": "learning",
     "recommend": "recommending",
+    "trace_step": "tracing",
 }
 
 

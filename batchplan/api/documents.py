@@ -76,7 +76,13 @@ def memory_document(memory: Estimate) -> dict[str, Any]:
             {"phase": moment.phase, "stage": moment.stage, "bytes": moment.num_bytes}
             for moment in memory.timeline
         ],
-        "error": {"percent": memory.error_percent, "basis": memory.error_basis},
+        "error": plain(memory.in_use_error),
+        "errors": {
+            "allocated": plain(memory.allocated_error),
+            "reserved": plain(memory.reserved_error),
+            "in_use": plain(memory.in_use_error),
+        },
+        "bound_bytes": memory.bound_bytes,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -19,14 +18,12 @@ from batchplan.api.documents import (
     recipe_document,
 )
 from batchplan.api.fields import SharedFields
+from batchplan.api.policies import Policy
 from batchplan.api.profiles import OnProgress, Profiles
-from batchplan.api.recipes import DTYPE_FIELDS, checkpoint_numerics, fill, numerics_words
+from batchplan.api.recipes import numerics_words
 from batchplan.api.request import Request, resolve
 from batchplan.memory import Estimate
-from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Numerics, Recipe, Sharding
-from batchplan.trainers import Default
-from batchplan.trainers.defaults import CHECKPOINT
-from batchplan.trainers.realise import ZERO
+from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Recipe, Sharding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +50,8 @@ class EstimateAnswer:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the usable bytes."""
-        return self.headroom_bytes >= 0
+        """Whether the 95 % bound of the peak is within the usable bytes."""
+        return self.memory.bound_bytes <= self.gpu.usable_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of ``batchplan estimate --json``."""
@@ -100,16 +97,11 @@ def estimate(
     """
     request = resolve(model, fields)
     num_ranks = exact_devices(devices, request.nodes)
-    recipe, defaulted = _recipe(request)
     sizes = {"micro_batch": micro_batch, "accum_steps": accum_steps}
-    batch = checked(
-        Batch,
-        {
-            **{name: _size(request, name, given) for name, given in sizes.items()},
-            "num_ranks": num_ranks,
-            "seq_len": request.seq_len,
-        },
-    )
+    given = {name: whole(name, size) for name, size in sizes.items() if size is not None}
+    policy = Policy(request, given, num_ranks)
+    recipe = policy.recipe()
+    batch = checked(Batch, {**policy.sizes(), "num_ranks": num_ranks, "seq_len": request.seq_len})
     cluster = checked(Cluster, {"num_ranks": num_ranks, "num_nodes": request.nodes})
     profiles = Profiles(request, on_progress)
     bill = _price(request, profiles, recipe, batch, cluster)
@@ -129,7 +121,7 @@ def estimate(
         # States alone do not depend on the sequence length, so its caveats do not apply.
         caveats=(
             *(request.caveats if request.resolved else ()),
-            *_assumed(request, recipe, batch, [*_not_given(request, sizes), *defaulted]),
+            *policy.caveats(recipe, batch),
             *_nodes_assumed(request, recipe, cluster),
             *profiles.caveats,
         ),
@@ -166,56 +158,3 @@ def _price(
         cluster=cluster,
         gpu=request.gpu,
     )
-
-
-def _size(request: Request, name: str, given: object) -> int:
-    if given is not None:
-        return whole(name, given)
-    # Arithmetic on states alone does not depend on the batch.
-    return 1 if request.resolved is None else int(request.defaults[name].value)
-
-
-def _not_given(request: Request, sizes: Mapping[str, object]) -> list[str]:
-    """Return the sizes that the trainer decides; arithmetic on states alone needs none."""
-    return [name for name, given in sizes.items() if given is None and request.resolved]
-
-
-def _recipe(request: Request) -> tuple[Recipe, list[str]]:
-    """Return the recipe with the trainer's own defaults, and the names of those to tell."""
-    rows = {name: row for name, row in request.defaults.items() if name in Recipe.model_fields}
-    defaults = {name: _value(row, request) for name, row in rows.items()}
-    if request.given.get("sharding") in ZERO:
-        # DeepSpeed keeps fp32 copies of 16-bit weights, whatever dtype they were loaded in.
-        half = Numerics.FP16_MASTER if defaults["numerics"] == "fp16" else Numerics.BF16_MASTER
-        defaults["numerics"] = half.value
-    recipe = fill(request.given, defaults)
-    told = ("numerics", "optimizer", "optimizer_impl", "sharding", "checkpointing")
-    known = set(request.given)
-    if known.issuperset(DTYPE_FIELDS):
-        known.add("numerics")
-    return recipe, [name for name in told if name in rows and name not in known]
-
-
-def _assumed(
-    request: Request, recipe: Recipe, batch: Batch, names: list[str]
-) -> tuple[Caveat, ...]:
-    """Return a caveat that names what the trainer decided."""
-    if not names:
-        return ()
-    words = []
-    for name in names:
-        holder = batch if name in Batch.model_fields else recipe
-        words.append(f"{name.replace('_', '-')} {getattr(holder, name)}")
-    if "numerics" in names and any(name in request.given for name in DTYPE_FIELDS):
-        named = f"numerics {recipe.numerics}"
-        words[words.index(named)] = f"{named} where no dtype is given"
-    text = f"Not given, so as {request.trainer} does by default: {', '.join(words)}."
-    return (Caveat(code="trainer-defaults", text=text),)
-
-
-def _value(row: Default, request: Request) -> str | int | bool:
-    if row.value != CHECKPOINT:
-        return row.value
-    if request.resolved is None:
-        return Numerics.BF16.value  # what nearly every published checkpoint is saved in
-    return checkpoint_numerics(request.config).value

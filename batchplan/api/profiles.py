@@ -91,12 +91,13 @@ class Profiles:
         if request.resolved is None:
             raise SpecError("--params has no model to trace.")
         profile = activation_profile(
-            config=request.resolved.config,
+            config=request.traced_config,
             recipe=recipe,
             seq_len=seq_len,
             model_ref=request.model_text or "",
             python=request.python,
             trust_remote_code=request.trust_remote_code,
+            library=request.library,
             on_progress=self._on_progress,
             on_warning=self._warnings.append,
         )

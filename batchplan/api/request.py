@@ -15,10 +15,12 @@ from batchplan.api.recipes import given_fields
 from batchplan.errors import SpecError, UnknownNameError
 from batchplan.sources import ResolvedModel, find_gpu, resolve_model
 from batchplan.spec import MAX_RANKS, MAX_SEQ_LEN, Caveat, Gpu, Method, ModelInfo
-from batchplan.trace.environment import library_versions
+from batchplan.trace.environment import has_package, library_versions
 from batchplan.trainers import Default, trainer_defaults
 
 DEFAULT_TRAINER = "hf-trainer"
+LITGPT = "litgpt"
+"""The trainer, the package, and the ``model_type`` of a file with its config's fields."""
 DEFAULT_SEQ_LEN = 4096
 """Taken where the user gives none, or the model's maximum where that is less."""
 _LARGEST_PARAMS = 10**15
@@ -50,11 +52,21 @@ class Request:
     trust_remote_code: bool
     offline: bool
     caveats: tuple[Caveat, ...]
+    library: str = "transformers"
+    """Whose model code is traced."""
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The model's config; empty when only a number of parameters was given."""
         return {} if self.resolved is None else self.resolved.config
+
+    @property
+    def traced_config(self) -> dict[str, Any]:
+        """The config in the words of ``library``: LitGPT knows models of the Hub by name."""
+        config = dict(self.config)
+        if self.library != LITGPT or config.get("model_type") == LITGPT:
+            return config
+        return {"model_type": LITGPT, "name": self.model.id}
 
     def inputs(self) -> dict[str, Any]:
         """Return the shared inputs as keyword arguments that give the same answer again."""
@@ -103,7 +115,8 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         fields.get("recipe"),
     )
     gpu = find_gpu(gpu_text)
-    defaults = trainer_defaults(trainer, library_versions(python)["transformers"])
+    library, assumed = _library(trainer, python)
+    defaults = trainer_defaults(trainer, library_versions(python, library)[library])
     trust, offline = bool(fields.get("trust_remote_code")), bool(fields.get("offline"))
     resolved = None
     num_params = None
@@ -123,6 +136,8 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
                 f"{info.id} runs code of its own repository. Read it, then pass "
                 "--trust-remote-code."
             )
+        if resolved.config.get("model_type") == LITGPT:
+            library, assumed = LITGPT, ()
     seq_len, caveats = _seq_len(fields.get("seq_len"), info)
     return Request(
         model=info,
@@ -142,8 +157,22 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         revision=fields.get("revision"),
         trust_remote_code=trust,
         offline=offline,
-        caveats=caveats,
+        caveats=(*caveats, *assumed),
+        library=library,
     )
+
+
+def _library(trainer: str, python: Path | None) -> tuple[str, tuple[Caveat, ...]]:
+    """Return whose model code ``trainer`` runs, and a caveat when it is not installed."""
+    if trainer != LITGPT:
+        return "transformers", ()
+    if has_package(python, LITGPT):
+        return LITGPT, ()
+    text = (
+        "LitGPT is not installed where the model is traced, so transformers' code of the same "
+        "model is traced in its place. Name an interpreter that has it with --python."
+    )
+    return "transformers", (Caveat(code="litgpt-missing", text=text),)
 
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from batchplan.cli.models import models
 from batchplan.cli.output import silence_stdout
 from batchplan.cli.recommend import recommend
 from batchplan.cli.runs import runs
+from batchplan.cli.trace import trace
 from batchplan.errors import BatchplanError
 
 INTERRUPTED = 130
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recommend, estimate, gpus, models, runs, lr):
+for _command in (recommend, estimate, trace, gpus, models, runs, lr):
     app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 

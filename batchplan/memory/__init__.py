@@ -1,14 +1,16 @@
 """The memory arithmetic: a bill of named terms and a timeline, in exact bytes."""
 
-from batchplan.memory.estimate import estimate, estimate_states, price
+from batchplan.memory.estimate import confirm, estimate, estimate_states, price
 from batchplan.memory.setting import Setting, prepare
-from batchplan.memory.terms import Estimate, Moment, Term
+from batchplan.memory.terms import ErrorBand, Estimate, Moment, Term
 
 __all__ = [
+    "ErrorBand",
     "Estimate",
     "Moment",
     "Setting",
     "Term",
+    "confirm",
     "estimate",
     "estimate_states",
     "prepare",

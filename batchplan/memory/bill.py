@@ -5,15 +5,15 @@ from __future__ import annotations
 from batchplan.memory.activations import Instant
 from batchplan.memory.buffers import INPUT_BYTES_PER_TOKEN
 from batchplan.memory.device import (
-    ALLOCATOR_RESERVE,
-    ALLOCATOR_RESERVE_SOURCE,
     COMMUNICATOR_SOURCE,
-    allocator_reserve_bytes,
+    LIBRARIES_SOURCE,
     communicator_bytes,
     cublas_workspace_bytes,
+    libraries_bytes,
 )
+from batchplan.memory.optimizers import OPTIMIZERS
 from batchplan.memory.setting import Setting
-from batchplan.memory.states import OPTIMIZERS, States
+from batchplan.memory.states import States
 from batchplan.memory.terms import Term
 from batchplan.spec import Batch, Method, Offload, Recipe
 
@@ -62,16 +62,18 @@ def state_terms(
     )
 
 
-def bill(*, setting: Setting, peak: Instant, batch: Batch, in_step: bool) -> tuple[Term, ...]:
-    """Return every term at the peak instant; their sum is what the driver reports."""
-    buffers, gpu = setting.buffers, setting.gpu
+def tensor_terms(
+    *, setting: Setting, peak: Instant, batch: Batch, in_step: bool
+) -> tuple[Term, ...]:
+    """Return every term of live tensors at the peak instant."""
+    buffers = setting.buffers
     states = state_terms(
         states=setting.states,
         recipe=setting.recipe,
         num_shards=setting.num_shards,
         gradients=peak.gradients,
     )
-    tensors = (
+    return (
         *states,
         Term(
             name="activations saved",
@@ -123,25 +125,29 @@ def bill(*, setting: Setting, peak: Instant, batch: Batch, in_step: bool) -> tup
         ),
         Term(
             name="cuBLAS workspace",
-            num_bytes=cublas_workspace_bytes(gpu),
+            num_bytes=cublas_workspace_bytes(setting.gpu),
             formula="2 handles x workspace of the compute capability",
             source="aten CublasHandlePool.cpp",
         ),
     )
-    allocated = sum(term.num_bytes for term in tensors)
+
+
+def overhead_terms(*, setting: Setting, reserve: Term) -> tuple[Term, ...]:
+    """Return what comes on top of live tensors, ``reserve`` of the allocator first."""
+    gpu = setting.gpu
     return (
-        *tensors,
-        Term(
-            name="allocator reserve",
-            num_bytes=allocator_reserve_bytes(allocated),
-            formula=f"{ALLOCATOR_RESERVE:.1%} of allocated",
-            source=ALLOCATOR_RESERVE_SOURCE,
-        ),
+        reserve,
         Term(
             name="CUDA context",
             num_bytes=gpu.context_bytes,
             formula="table by GPU",
             source=gpu.context_source or "not known for this device",
+        ),
+        Term(
+            name="libraries",
+            num_bytes=libraries_bytes(gpu),
+            formula="kernels that cuBLAS, FlashAttention and others load",
+            source=LIBRARIES_SOURCE,
         ),
         Term(
             name="communicator",

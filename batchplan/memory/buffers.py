@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchplan.memory.parameters import Parameters
+from batchplan.memory.shards import flat_groups
 from batchplan.memory.states import States
 from batchplan.profile import ActivationProfile
-from batchplan.spec import Dtype, Method, Recipe
+from batchplan.spec import Dtype, Method, Optimizer, Recipe
 from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes
 from batchplan.states.sharding import Engine, ShardingRule
-
-# Defaults of deepspeed/runtime/zero/config.py, in elements.
-ZERO3_MAX_LIVE_PARAMS = 1_000_000_000
+from batchplan.states.zero import MAX_LIVE_PARAMS, prefetch_elements, reduce_bucket_elements
 
 INPUT_BYTES_PER_TOKEN = 24
 """input_ids, attention_mask and labels in int64 (3 x 8); the Trainer fetches all K micro-batches
@@ -63,42 +63,76 @@ def compute_buffers(
             source="torch DistributedDataParallel, gradient_as_bucket_view=False",
         )
     if rule.engine is Engine.DEEPSPEED:
-        return _deepspeed(profile, dtypes, rule, num_ranks)
+        return _deepspeed(profile, recipe, dtypes, rule, num_ranks)
     return _fsdp(profile, recipe, dtypes, rule)
 
 
 def _deepspeed(
-    profile: ActivationProfile, dtypes: Dtypes, rule: ShardingRule, num_ranks: int
+    profile: ActivationProfile,
+    recipe: Recipe,
+    dtypes: Dtypes,
+    rule: ShardingRule,
+    num_ranks: int,
 ) -> Buffers:
+    """Return ZeRO's reduction bucket, its copy on the way, and what ZeRO-3 has gathered.
+
+    Sources: deepspeed ``stage_1_and_2.py`` (``setup_buckets``; ``allreduce_bucket`` flattens the
+    slices of a bucket), ``stage3.py`` (one permanent bucket, ``overlap_comm`` or not). What ZeRO-3
+    has gathered reaches ``stage3_max_live_parameters`` by the end of the forward where
+    ``stage3_max_reuse_distance`` is the same, as by default; the prefetch goes on top.
+    Leaves out: a second bucket where ``overlap_comm`` is switched on in ZeRO-1 and ZeRO-2, whose
+    default is off (``zero/config.py``, ``overlap_comm_valid``).
+    """
     width = BYTES_PER_ELEMENT[dtypes.gradients]
-    # The "auto" of transformers' integration: reduce bucket h*h elements, prefetch 0.9*h*h.
-    square = profile.hidden_size * profile.hidden_size
-    bucket = square * width
-    if not rule.weights:
-        return Buffers(
-            gathered_bytes=0,
-            gathered_formula="weights are whole on every rank",
-            communication_bytes=bucket,
-            communication_formula="reduce bucket of h*h elements (auto)",
-            source="transformers integrations/deepspeed.py; deepspeed stage_1_and_2.py",
-        )
+    bucket = reduce_bucket_elements(recipe, profile.hidden_size)
+    # ZeRO-1 reduces after the backward: see ``States.step_temporary``.
+    copied = _copied_elements(profile, recipe, rule, num_ranks, bucket) if rule.gradients else 0
     gathered = 0
-    if num_ranks > 1:
-        live = min(profile.num_params, ZERO3_MAX_LIVE_PARAMS + square * 9 // 10)
+    formula = "weights are whole on every rank"
+    if rule.weights and num_ranks > 1:
+        prefetched = prefetch_elements(recipe, profile.hidden_size)
+        live = min(profile.num_params, MAX_LIVE_PARAMS + prefetched)
         gathered = BYTES_PER_ELEMENT[dtypes.compute] * live
+        formula = f"min(P, stage3_max_live_parameters 1e9 + prefetch {prefetched:,}) in 16 bits"
     return Buffers(
         gathered_bytes=gathered,
-        gathered_formula="min(P, stage3_max_live_parameters 1e9 + prefetch 0.9*h*h) in 16 bits",
-        communication_bytes=bucket,
-        communication_formula="reduce bucket of h*h elements (auto)",
-        source="deepspeed zero/config.py, stage3.py; transformers integrations/deepspeed.py",
+        gathered_formula=formula,
+        communication_bytes=width * (bucket + copied),
+        communication_formula=f"reduce bucket of {bucket:,} elements ({recipe.zero_buckets}) and "
+        "a copy of what is being reduced",
+        source="deepspeed zero/config.py, stage_1_and_2.py, stage3.py; transformers "
+        "integrations/deepspeed.py",
     )
+
+
+def _copied_elements(
+    profile: ActivationProfile, recipe: Recipe, rule: ShardingRule, num_ranks: int, bucket: int
+) -> int:
+    """Return the elements of the copy a reduction makes: of a bucket, or of one large parameter.
+
+    A parameter larger than the bucket is reduced by itself, and copied only where ZeRO-3 has to
+    pad it or a border of ZeRO-2's partitions cuts it.
+    Sources: deepspeed ``coalesced_collectives.py``, ``reduce_scatter_coalesced``;
+    ``stage_1_and_2.py``, ``average_tensor``; torch ``tensor_flatten.h`` (one tensor is a view).
+    """
+    parameters = Parameters.of(profile, recipe)
+    filled = min(bucket, profile.trainable_params)
+    if not rule.weights:
+        groups = flat_groups(parameters, num_ranks, use_muon=recipe.optimizer is Optimizer.MUON)
+        cut = max((group.largest_cut for group in groups), default=0)
+        return max(filled, cut) if num_ranks > 1 else 0
+    padded = (
+        kind.num_elements
+        for kind, _ in parameters.kinds()
+        if kind.is_trained and kind.has_shape and kind.num_elements % num_ranks
+    )
+    return max(filled, max(padded, default=0))
 
 
 def _fsdp(
     profile: ActivationProfile, recipe: Recipe, dtypes: Dtypes, rule: ShardingRule
 ) -> Buffers:
-    unit_bytes = [_unit_bytes(profile, index, recipe, dtypes) for index in profile.order]
+    unit_bytes = fsdp_unit_bytes(profile, recipe, dtypes)
     is_layer = [profile.stages[index].is_layer for index in profile.order]
     layers = [size for size, keep in zip(unit_bytes, is_layer, strict=True) if keep]
     root = sum(unit_bytes) - sum(layers)
@@ -109,15 +143,25 @@ def _fsdp(
         window = sum(layers)
         formula = "root unit + every layer, kept from forward to backward"
     largest = max(layers, default=0)
-    reduce_width = BYTES_PER_ELEMENT[dtypes.compute if dtypes.has_master else dtypes.gradients]
-    trainable = max(profile.stages[index].trainable_params for index in profile.order)
+    reduced = max(fsdp_reduced_bytes(profile, dtypes))
     return Buffers(
         gathered_bytes=root + window,
         gathered_formula=formula,
-        communication_bytes=largest + reduce_width * trainable,
+        communication_bytes=largest + reduced,
         communication_formula="all-gather output of one layer + reduce-scatter input of one unit",
         source="torch _fsdp_param_group.py, _fsdp_collectives.py: prefetch 1, one reduce-scatter",
     )
+
+
+def fsdp_unit_bytes(profile: ActivationProfile, recipe: Recipe, dtypes: Dtypes) -> list[int]:
+    """Return the gathered bytes of every stage in order."""
+    return [_unit_bytes(profile, index, recipe, dtypes) for index in profile.order]
+
+
+def fsdp_reduced_bytes(profile: ActivationProfile, dtypes: Dtypes) -> list[int]:
+    """Return the bytes of every stage's whole gradients as they are reduced."""
+    width = BYTES_PER_ELEMENT[dtypes.compute if dtypes.has_master else dtypes.gradients]
+    return [width * profile.stages[index].trainable_params for index in profile.order]
 
 
 def _unit_bytes(profile: ActivationProfile, index: int, recipe: Recipe, dtypes: Dtypes) -> int:

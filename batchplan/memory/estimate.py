@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from batchplan.errors import SpecError
 from batchplan.memory.activations import Instant, fold
-from batchplan.memory.bill import bill, input_bytes, state_terms
-from batchplan.memory.device import ERROR_BASIS, ERROR_PERCENT, allocator_reserve_bytes
+from batchplan.memory.bill import input_bytes, overhead_terms, state_terms, tensor_terms
+from batchplan.memory.device import ALLOCATED_ERROR
+from batchplan.memory.parameters import Parameters
+from batchplan.memory.reserve import Reserve, least_reserve, played_reserve
 from batchplan.memory.setting import Setting, prepare
-from batchplan.memory.states import ParamCounts, compute_states
-from batchplan.memory.terms import Estimate, Moment, Term
+from batchplan.memory.states import compute_states
+from batchplan.memory.terms import ErrorBand, Estimate, Moment, Term
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Batch, Caveat, Cluster, Gpu, Method, Recipe
 from batchplan.states.numerics import resolve_dtypes
 from batchplan.states.sharding import RULES
+from batchplan.units import format_bytes
 
 OPTIMIZER_STEP = "optimizer step"
+STATES_ERROR = ErrorBand(
+    percent=0.0,
+    basis="arithmetic on states alone; activations, buffers and context are left out",
+)
 
 
 def estimate(
     *, profile: ActivationProfile, recipe: Recipe, batch: Batch, cluster: Cluster, gpu: Gpu
 ) -> Estimate:
     """Return the peak of the fullest rank over one optimizer step of K micro-batches."""
-    return price(prepare(profile=profile, recipe=recipe, cluster=cluster, gpu=gpu), batch)
+    return confirm(prepare(profile=profile, recipe=recipe, cluster=cluster, gpu=gpu), batch)
 
 
 def price(setting: Setting, batch: Batch) -> Estimate:
-    """Return the peak of the fullest rank over one optimizer step of K micro-batches.
+    """Return the peak with the least reserve the allocator was seen to need, in well under 1 ms.
+
+    For searches: never more than ``confirm`` finds by much, so that nothing that fits is lost.
+    """
+    instants = _instants(setting, batch)
+    return _estimate(setting, batch, instants, least_reserve(instants.allocated_bytes))
+
+
+def confirm(setting: Setting, batch: Batch) -> Estimate:
+    """Return the peak with the allocator played over two optimizer steps, in about 0.1 s.
 
     The peak is the highest of: each stage's forward and backward in the first micro-batch (no
     gradients yet), the same in a later one (gradients resident, K >= 2), and the optimizer step.
     Adam's moments are taken to exist, as from the second step on.
 
-    Leaves out: evaluation, checkpoint saving and loading (peaks of their own); padding of uneven
-    shards (errs low by KiB).
-    Error: ``Estimate.error_percent``, with its basis.
+    Leaves out: evaluation, checkpoint saving and loading (peaks of their own).
+    Error: ``Estimate.in_use_error`` and its like, with their basis.
     """
-    profile = setting.profile
+    instants = _instants(setting, batch)
+    return _estimate(
+        setting, batch, instants, played_reserve(setting, batch, instants.allocated_bytes)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Instants:
+    """Every instant that can be the highest, and which one is."""
+
+    timeline: tuple[Moment, ...]
+    peak: Instant
+    in_step: bool
+    allocated_bytes: int
+
+
+def _instants(setting: Setting, batch: Batch) -> _Instants:
     step = Instant(
         phase=OPTIMIZER_STEP,
         stage="all",
@@ -48,7 +82,10 @@ def price(setting: Setting, batch: Batch) -> Estimate:
         instant
         for life in setting.lives(batch.accum_steps)
         for instant in fold(
-            profile=profile, micro_batch=batch.micro_batch, seq_len=batch.seq_len, life=life
+            profile=setting.profile,
+            micro_batch=batch.micro_batch,
+            seq_len=batch.seq_len,
+            life=life,
         )
     ]
     fixed = setting.fixed_bytes + input_bytes(batch)
@@ -63,20 +100,55 @@ def price(setting: Setting, batch: Batch) -> Estimate:
     timeline.append(Moment(phase=OPTIMIZER_STEP, stage="all", num_bytes=in_step))
     position = max(range(len(timeline)), key=lambda at: timeline[at].num_bytes)
     peak = (*passes, step)[position]
-    terms = bill(setting=setting, peak=peak, batch=batch, in_step=peak is step)
-    allocated = timeline[position].num_bytes
+    return _Instants(
+        timeline=tuple(timeline),
+        peak=peak,
+        in_step=peak is step,
+        allocated_bytes=timeline[position].num_bytes,
+    )
+
+
+def _estimate(setting: Setting, batch: Batch, instants: _Instants, reserve: Reserve) -> Estimate:
+    peak, allocated = instants.peak, instants.allocated_bytes
+    terms = (
+        *tensor_terms(setting=setting, peak=peak, batch=batch, in_step=instants.in_step),
+        *overhead_terms(setting=setting, reserve=reserve.term),
+    )
+    in_use = sum(term.num_bytes for term in terms)
+    bound = reserve.in_use_error.above(in_use)
     return Estimate(
         terms=terms,
-        timeline=tuple(timeline),
-        peak_phase=OPTIMIZER_STEP if peak is step else f"{peak.phase}: {peak.stage}",
+        timeline=instants.timeline,
+        peak_phase=OPTIMIZER_STEP if instants.in_step else f"{peak.phase}: {peak.stage}",
         allocated_peak_bytes=allocated,
-        reserved_peak_bytes=allocated + allocator_reserve_bytes(allocated),
-        in_use_peak_bytes=sum(term.num_bytes for term in terms),
+        reserved_peak_bytes=allocated + reserve.term.num_bytes,
+        in_use_peak_bytes=in_use,
         host_bytes=setting.states.host_bytes,
-        error_percent=ERROR_PERCENT,
-        error_basis=ERROR_BASIS,
-        caveats=tuple(_caveats(profile)),
+        allocated_error=ALLOCATED_ERROR,
+        reserved_error=reserve.reserved_error,
+        in_use_error=reserve.in_use_error,
+        bound_bytes=min(bound, setting.gpu.usable_bytes) if reserve.runs_at_limit else bound,
+        caveats=tuple(_caveats(setting, reserve, in_use, bound)),
     )
+
+
+def _caveats(setting: Setting, reserve: Reserve, in_use: int, bound: int) -> Iterator[Caveat]:
+    for note in setting.profile.notes:
+        yield Caveat(code="trace-note", text=note)
+    usable = setting.gpu.usable_bytes
+    if reserve.runs_at_limit:
+        yield Caveat(
+            code="allocator-at-limit",
+            text="Without a limit the allocator would hold more than this device has; played at "
+            "the limit it gives cached memory back in the first steps and then runs.",
+        )
+    elif in_use <= usable < bound:
+        yield Caveat(
+            code="tight-fit",
+            text=f"The estimate leaves {format_bytes(usable - in_use)}, less than its error of "
+            f"{reserve.in_use_error.percent:g} % ({format_bytes(bound - in_use)}), so it does not "
+            "count as fitting: probe before relying on it.",
+        )
 
 
 def estimate_states(
@@ -101,7 +173,7 @@ def estimate_states(
     rule = RULES[recipe.sharding]
     num_shards = rule.num_shards(cluster)
     states = compute_states(
-        counts=ParamCounts(trainable=num_params),
+        parameters=Parameters.of_size(num_params),
         recipe=recipe,
         dtypes=resolve_dtypes(recipe),
         rule=rule,
@@ -127,8 +199,10 @@ def estimate_states(
         reserved_peak_bytes=total,
         in_use_peak_bytes=total,
         host_bytes=states.host_bytes,
-        error_percent=0.0,
-        error_basis="arithmetic on states alone; activations, buffers and context are left out",
+        allocated_error=STATES_ERROR,
+        reserved_error=STATES_ERROR,
+        in_use_error=STATES_ERROR,
+        bound_bytes=total,
         caveats=(
             Caveat(
                 code="states-only",
@@ -136,7 +210,3 @@ def estimate_states(
             ),
         ),
     )
-
-
-def _caveats(profile: ActivationProfile) -> list[Caveat]:
-    return [Caveat(code="trace-note", text=note) for note in profile.notes]

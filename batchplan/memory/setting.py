@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from batchplan.memory.activations import GradientLife
 from batchplan.memory.buffers import Buffers, compute_buffers
 from batchplan.memory.device import cublas_workspace_bytes
-from batchplan.memory.states import ParamCounts, States, compute_states
+from batchplan.memory.parameters import Parameters
+from batchplan.memory.states import States, compute_states
 from batchplan.profile import ActivationProfile
-from batchplan.spec import Cluster, Gpu, Method, Recipe
+from batchplan.spec import Cluster, Gpu, Recipe
 from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes, resolve_dtypes
 from batchplan.states.sharding import RULES, Engine, ShardingRule
 
@@ -95,7 +96,7 @@ def prepare(*, profile: ActivationProfile, recipe: Recipe, cluster: Cluster, gpu
     rule = RULES[recipe.sharding]
     num_shards = rule.num_shards(cluster)
     states = compute_states(
-        counts=_counts(profile, recipe),
+        parameters=Parameters.of(profile, recipe),
         recipe=recipe,
         dtypes=dtypes,
         rule=rule,
@@ -119,17 +120,4 @@ def prepare(*, profile: ActivationProfile, recipe: Recipe, cluster: Cluster, gpu
         num_shards=num_shards,
         states=states,
         buffers=buffers,
-    )
-
-
-def _counts(profile: ActivationProfile, recipe: Recipe) -> ParamCounts:
-    stages = [profile.stages[index] for index in profile.order]
-    quantises = recipe.method is Method.QLORA
-    return ParamCounts(
-        trainable=profile.trainable_params,
-        frozen=profile.frozen_params,
-        quantisable=sum(stage.quantisable_params for stage in stages) if quantises else 0,
-        trainable_outside_layers=sum(
-            stage.trainable_params for stage in stages if not stage.is_layer
-        ),
     )

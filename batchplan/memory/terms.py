@@ -18,6 +18,18 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBand:
+    """Half-width of the 95 % interval around a figure, and what it rests on."""
+
+    percent: float
+    basis: str
+
+    def above(self, num_bytes: int) -> int:
+        """Return the upper end of the interval around ``num_bytes``."""
+        return round(num_bytes * (1 + self.percent / 100))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """Allocated bytes at the highest point of one stage of one phase."""
 
@@ -44,9 +56,11 @@ class Estimate:
     """What the driver reports: reserved, context and communication."""
     host_bytes: int
     """Host memory that offloaded states take, per rank."""
-    error_percent: float
-    """Half-width of the 95 % band around ``peak_bytes``."""
-    error_basis: str
+    allocated_error: ErrorBand
+    reserved_error: ErrorBand
+    in_use_error: ErrorBand
+    bound_bytes: int
+    """Upper end of the 95 % interval of what the device must have: what decides whether it fits."""
     caveats: tuple[Caveat, ...] = ()
 
     @property

@@ -23,7 +23,7 @@ from batchplan.spec import (
     Recipe,
 )
 from batchplan.throughput.communication import AMORTISED
-from batchplan.units import format_bytes, format_count
+from batchplan.units import format_count
 
 PRACTICAL_MICRO_BATCH = 8
 """Fine-tuning practice is 1 to 8 sequences per GPU."""
@@ -54,7 +54,7 @@ def assemble(
     pricer = question.pricer
     recipe, cluster = layout.recipe, layout.cluster
     if memory is None:
-        memory = pricer.price(recipe=recipe, batch=batch, cluster=cluster)
+        memory = pricer.confirm(recipe=recipe, batch=batch, cluster=cluster)
     timer = pricer.timer(recipe=recipe, cluster=cluster, seq_len=batch.seq_len)
     target = question.goal.target_in_tokens(batch.seq_len)
     off = deviation(tokens=batch.global_batch_tokens, target=target)
@@ -69,7 +69,6 @@ def assemble(
         learning_rate=_learning_rate(question, recipe, batch),
         peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch),
         caveats=(
-            *_fit_caveats(question.gpu, memory),
             *_target_caveats(question.goal, batch, off, target),
             *_accumulation_caveats(recipe, batch, target),
             *_size_caveats(question, batch),
@@ -114,18 +113,7 @@ def _unaccumulated_peak(pricer: Pricer, layout: Layout, batch: Batch) -> int | N
     if batch.accum_steps == 1 or whole > MAX_MICRO_BATCH or not pricer.counts_activations:
         return None
     at_once = batch.model_copy(update={"micro_batch": whole, "accum_steps": 1})
-    return pricer.price(recipe=layout.recipe, batch=at_once, cluster=layout.cluster).peak_bytes
-
-
-def _fit_caveats(gpu: Gpu, memory: Estimate) -> Iterator[Caveat]:
-    headroom = gpu.usable_bytes - memory.peak_bytes
-    band = round(memory.peak_bytes * memory.error_percent / 100)
-    if 0 <= headroom < band:
-        yield Caveat(
-            code="tight-fit",
-            text=f"Headroom {format_bytes(headroom)} is less than the estimate's error of "
-            f"{memory.error_percent:g} % ({format_bytes(band)}): probe before relying on it.",
-        )
+    return pricer.confirm(recipe=layout.recipe, batch=at_once, cluster=layout.cluster).peak_bytes
 
 
 def _target_caveats(

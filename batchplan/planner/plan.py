@@ -36,8 +36,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the usable bytes."""
-        return self.headroom_bytes >= 0
+        """Whether the 95 % bound of the peak is within the usable bytes."""
+        return self.memory.bound_bytes <= self.usable_bytes
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -25,7 +25,11 @@ class Pricer(Protocol):
         ...
 
     def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
-        """Return the memory bill of one rank."""
+        """Return the least memory bill of one rank, quickly."""
+        ...
+
+    def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        """Return the memory bill of one rank as it is shown."""
         ...
 
     def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:
@@ -47,18 +51,30 @@ class ProfilePricer:
         self._gpu = gpu
         self._known: dict[tuple[Recipe, int], ActivationProfile] = {}
         self._settings: dict[tuple[Recipe, int, Cluster], memory.Setting] = {}
+        self._confirmed: dict[tuple[Recipe, Batch, Cluster], Estimate] = {}
 
     def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
-        """Return the memory bill of one rank."""
-        key = (recipe, batch.seq_len, cluster)
+        """Return the bill with the least reserve."""
+        return memory.price(self._setting(recipe, batch.seq_len, cluster), batch)
+
+    def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        """Return the bill with the allocator played."""
+        key = (recipe, batch, cluster)
+        if key not in self._confirmed:
+            setting = self._setting(recipe, batch.seq_len, cluster)
+            self._confirmed[key] = memory.confirm(setting, batch)
+        return self._confirmed[key]
+
+    def _setting(self, recipe: Recipe, seq_len: int, cluster: Cluster) -> memory.Setting:
+        key = (recipe, seq_len, cluster)
         if key not in self._settings:
             self._settings[key] = memory.prepare(
-                profile=self._profile(recipe, batch.seq_len),
+                profile=self._profile(recipe, seq_len),
                 recipe=recipe,
                 cluster=cluster,
                 gpu=self._gpu,
             )
-        return memory.price(self._settings[key], batch)
+        return self._settings[key]
 
     def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:
         """Return the step timer of one layout; None when the GPU's rate is unknown."""
@@ -100,6 +116,10 @@ class StatesPricer:
             cluster=cluster,
             activation_bytes=self._activation_bytes,
         )
+
+    def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        """Return the same: states have no allocator to play."""
+        return self.price(recipe=recipe, batch=batch, cluster=cluster)
 
     def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:  # noqa: ARG002 - no shapes, no time
         """Return None: without shapes there are no FLOPs."""

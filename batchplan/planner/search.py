@@ -178,7 +178,7 @@ def _fitting(
     def fits(accum_steps: int, micro_batch: int) -> bool:
         tried.weighed.add((micro_batch, accum_steps))
         bill = _price(question, space, layout, micro_batch, accum_steps)
-        return bill.peak_bytes <= question.gpu.usable_bytes
+        return bill.bound_bytes <= question.gpu.usable_bytes
 
     def largest_fit(*, accumulates: bool) -> int:
         if accumulates not in reach:
@@ -264,15 +264,19 @@ def _best(
         outside = abs(within[0].deviation) > question.goal.tolerance
         while within and num_plans < limit:
             best = _first(within)
-            memory = _price(question, space, best.layout, best.micro_batch, best.accum_steps)
-            if memory.peak_bytes > question.gpu.usable_bytes:
-                within.remove(best)
-                remaining = [each for each in remaining if each is not best]
+            batch = _batch(space, best.layout, best.micro_batch, best.accum_steps)
+            memory = question.pricer.confirm(
+                recipe=best.layout.recipe, batch=batch, cluster=best.layout.cluster
+            )
+            if memory.bound_bytes > question.gpu.usable_bytes:
+                reach = _reach(question, space, best, memory)
+                within = [each for each in within if not _is_beyond(each, best, reach)]
+                remaining = [each for each in remaining if not _is_beyond(each, best, reach)]
                 continue
             yield assemble(
                 question=question,
                 layout=best.layout,
-                batch=_batch(space, best.layout, best.micro_batch, best.accum_steps),
+                batch=batch,
                 memory=memory,
             )
             num_plans += 1
@@ -281,6 +285,29 @@ def _best(
             remaining = [each for each in remaining if each.layout.key != key]
         if outside and num_plans:
             return
+
+
+def _reach(question: Question, space: SearchSpace, failed: Candidate, memory: Estimate) -> int:
+    """Return the largest micro-batch below ``failed`` worth confirming on its layout.
+
+    What the quick price missed at ``failed`` is taken to grow in proportion.
+    """
+    layout, accum_steps = failed.layout, failed.accum_steps
+
+    def quick(micro_batch: int) -> int:
+        return _price(question, space, layout, micro_batch, accum_steps).bound_bytes
+
+    allowed = question.gpu.usable_bytes * quick(failed.micro_batch) / memory.bound_bytes
+    return _bisect(lambda size: quick(size) <= allowed, 1, failed.micro_batch - 1)
+
+
+def _is_beyond(each: Candidate, failed: Candidate, reach: int) -> bool:
+    """Whether ``each`` needs at least as much as what failed, or is out of reach like it."""
+    return (
+        each.layout is failed.layout
+        and each.micro_batch > reach
+        and (each.accum_steps > 1) >= (failed.accum_steps > 1)
+    )
 
 
 def _first(candidates: list[Candidate]) -> Candidate:
@@ -301,7 +328,7 @@ def _closest(
     question: Question, space: SearchSpace, tried: list[Tried], target: int | None
 ) -> Plan:
     """Return the candidate with the least excess: every layout at its smallest micro-batch."""
-    smallest: tuple[int, Layout, Batch, Estimate] | None = None
+    smallest: tuple[int, Layout, Batch] | None = None
     for each in tried:
         layout = each.layout
         micro_batch = space.micro_batch or 1
@@ -315,10 +342,10 @@ def _closest(
         batch = _batch(space, layout, micro_batch, accum_steps)
         memory = question.pricer.price(recipe=layout.recipe, batch=batch, cluster=layout.cluster)
         if smallest is None or memory.peak_bytes < smallest[0]:
-            smallest = (memory.peak_bytes, layout, batch, memory)
+            smallest = (memory.peak_bytes, layout, batch)
     assert smallest is not None
-    _, layout, batch, memory = smallest
-    return assemble(question=question, layout=layout, batch=batch, memory=memory)
+    _, layout, batch = smallest
+    return assemble(question=question, layout=layout, batch=batch)
 
 
 def _distance(wanted: float, accum_steps: int) -> float:

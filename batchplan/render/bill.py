@@ -55,19 +55,20 @@ def _print_bars(page: Page, terms: Sequence[Mapping[str, Any]], peak: int) -> No
 def print_timeline(page: Page, memory: Mapping[str, Any]) -> None:
     """Print where in the step the peak is, and the shape of the whole step."""
     moments = memory["timeline"]
-    percent = memory["error"]["percent"]
-    band = f" ±{percent:.0f}%" if percent else ""
-    page.line(
-        f"Peak {format_bytes(memory['peak_bytes'])}{band} in {memory['peak_phase']} "
-        f"(live tensors {format_bytes(memory['allocated_peak_bytes'])}, "
-        f"reserved {format_bytes(memory['reserved_peak_bytes'])})."
-    )
+    has_error = bool(memory["error"]["percent"])
+    page.line(f"Highest in {memory['peak_phase']}.")
+    for words, name in (
+        ("Live tensors", "allocated"),
+        ("Reserved by the allocator", "reserved"),
+        ("In use as the driver shows it", "in_use"),
+    ):
+        error = memory["errors"][name]
+        band = f" ±{error['percent']:g}% ({error['basis']})" if has_error else ""
+        page.line(f"{words}: {format_bytes(memory[f'{name}_peak_bytes'])}{band}.")
     if memory.get("host_bytes"):
         page.line(f"Host memory: {format_bytes(memory['host_bytes'])} for each device.")
     if len(moments) > 1:
         page.line(f"Step: {sparkline([moment['bytes'] for moment in moments], page.width - 26)}")
-    if percent:
-        page.line(f"Error band: {memory['error']['basis']}.", style="dim")
 
 
 def sparkline(values: Sequence[int], width: int) -> str:
@@ -87,10 +88,17 @@ def sparkline(values: Sequence[int], width: int) -> str:
 
 def print_fit(page: Page, document: Mapping[str, Any], headroom: int) -> None:
     """Print whether it fits, and by how much."""
-    device = document["device"]
+    device, bound = document["device"], document["memory"]["bound_bytes"]
     usable = f"{format_bytes(device['usable_bytes'])} usable on {device['name']}"
-    if headroom >= 0:
+    if document["fits"]:
         page.line(f"Fits: {format_bytes(headroom)} free of {usable}.", style="green")
+    elif headroom >= 0:
+        over = format_bytes(bound - device["usable_bytes"])
+        page.line(
+            f"Too tight: {format_bytes(headroom)} free of {usable}, but the upper end of the "
+            f"error band is {over} over.",
+            style="red",
+        )
     else:
         page.line(f"Does not fit: {format_bytes(-headroom)} over the {usable}.", style="red")
 

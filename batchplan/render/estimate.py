@@ -21,6 +21,15 @@ def print_estimate(
     """Print the bill of one configuration."""
     page = Page(file, width)
     print_subject(page, document)
+    print_setting(page, document)
+    page.title("Memory of one device")
+    print_bill(page, document["memory"], explain=explain, verbose=verbose)
+    print_fit(page, document, document["headroom_bytes"])
+    page.caveats(document["caveats"])
+
+
+def print_setting(page: Page, document: Mapping[str, Any]) -> None:
+    """Print the batch and the recipe."""
     batch, inputs = document["batch"], document["inputs"]
     page.line(
         f"Batch: {split(batch)} "
@@ -32,10 +41,6 @@ def print_estimate(
         f"{inputs['sharding']}, checkpointing {inputs['checkpointing']}, "
         f"offload {inputs['offload']}, attention {inputs['attention']}, loss {inputs['loss']}"
     )
-    page.title("Memory of one device")
-    print_bill(page, document["memory"], explain=explain, verbose=verbose)
-    print_fit(page, document, document["headroom_bytes"])
-    page.caveats(document["caveats"])
 
 
 def split(batch: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _REACH = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 # Their positions are relative, and their n_positions only tells what they were trained on.
 _RELATIVE = {"t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop"}
+# LitGPT's own name; transformers' ``block_size`` is that of a sparse attention.
+_LITGPT_REACH = ("block_size",)
 # Their first position is pad_token_id + 1, so that many rows of the table are never used.
 _OFFSET_BY_PADDING = {
     "roberta",
@@ -59,7 +61,7 @@ def _max_seq_len(config: dict[str, Any]) -> int | None:
     model_type = config.get("model_type")
     if model_type in _RELATIVE:
         return None
-    reach = _first(config, _REACH)
+    reach = _first(config, _LITGPT_REACH if model_type == "litgpt" else _REACH)
     if reach is not None and model_type in _OFFSET_BY_PADDING:
         padding = config.get("pad_token_id", 1)
         unused = padding + 1 if type(padding) is int and 0 <= padding < reach - 1 else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchplan.spec import Dtype, Method, Numerics, Recipe
+from batchplan.spec import Dtype, Method, Numerics, Recipe, Sharding
 
 BYTES_PER_ELEMENT = {Dtype.FP32: 4, Dtype.BF16: 2, Dtype.FP16: 2, Dtype.INT8: 1}
 """Whole bytes per element; NF4 is less than one: see ``nf4_bytes``."""
@@ -44,18 +44,23 @@ _NAMED = {
 }
 
 
+_DEEPSPEED = (Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3)
+
+
 def resolve_dtypes(recipe: Recipe) -> Dtypes:
     """Return the dtype of each state of ``recipe``.
 
     LoRA and QLoRA train adapters only. peft keeps those in fp32 (``autocast_adapter_dtype``), so
     they need no master copy and their gradients and moments are fp32, whatever the base is in.
-    Source: peft ``tuners_utils.cast_adapter_dtype``.
+    DeepSpeed's 16-bit training casts every weight, adapters too, and keeps fp32 masters of them.
+    Sources: peft ``tuners_utils.cast_adapter_dtype``; deepspeed ``engine.py``,
+    ``_cast_module_mixed_precision``.
     """
     weights, gradients, optimizer, compute, has_master, autocast = _NAMED[recipe.numerics]
     frozen = recipe.weight_dtype or weights
     if recipe.method is Method.FULL:
         weights = frozen
-    else:
+    elif not (has_master and recipe.sharding in _DEEPSPEED):
         weights = gradients = optimizer = recipe.adapter_dtype or Dtype.FP32
         has_master = False
     return Dtypes(

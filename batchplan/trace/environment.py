@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchplan.errors import SpecError, TraceError
 
-PACKAGES = ("torch", "transformers", "peft")
+PACKAGES = ("torch", "transformers", "peft", "litgpt", "bitsandbytes")
 _QUERY_SECONDS = 60
 _QUERY = f"""
 import importlib.metadata as m, json
@@ -25,23 +25,36 @@ print(json.dumps(found))
 """
 
 
-def library_versions(python: Path | None) -> dict[str, str]:
+def library_versions(python: Path | None, library: str = "transformers") -> dict[str, str]:
     """Return the installed versions of ``PACKAGES`` in an environment, ours when None.
 
     Nothing is imported to find out, and each environment is asked once.
 
     Raises:
         SpecError: when ``python`` cannot be run.
-        TraceError: when torch or transformers is not installed there.
+        TraceError: when torch or ``library``, whose models are traced, is not installed there.
     """
-    versions = dict(_own_versions() if python is None else _versions_of(python))
-    missing = [name for name in ("torch", "transformers") if name not in versions]
+    versions = dict(_installed(python))
+    missing = [name for name in ("torch", library) if name not in versions]
     if missing:
         raise TraceError(
             f"{python or sys.executable} has no {' and no '.join(missing)}. Install it there, or "
             "name the interpreter that will train with --python."
         )
     return versions
+
+
+def has_package(python: Path | None, name: str) -> bool:
+    """Return whether an environment, ours when None, has one of ``PACKAGES``.
+
+    Raises:
+        SpecError: when ``python`` cannot be run.
+    """
+    return name in _installed(python)
+
+
+def _installed(python: Path | None) -> dict[str, str]:
+    return _own_versions() if python is None else _versions_of(python)
 
 
 def _own_versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ def activation_profile(
     model_ref: str = "",
     python: Path | None = None,
     trust_remote_code: bool = False,
+    library: str = "transformers",
     on_progress: Callable[[str], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> ActivationProfile:
@@ -41,6 +42,7 @@ def activation_profile(
         model_ref: path or id that remote code is loaded from, when it is trusted.
         python: interpreter of the environment that will train; None is ours.
         trust_remote_code: whether the model's own repository may run code.
+        library: whose model code runs: ``transformers`` or ``litgpt``.
         on_progress: gets one line per step of a trace; is not called on a cache hit.
         on_warning: gets one line when the cache cannot be used.
 
@@ -48,16 +50,21 @@ def activation_profile(
         SpecError: when the recipe or ``python`` cannot be used.
         TraceError: when the model's code cannot be run.
     """
-    versions = library_versions(python)
+    versions = library_versions(python, library)
     request = trace_request(
         config=config,
         model_ref=model_ref,
         recipe=recipe,
         seq_len=seq_len,
         trust_remote_code=trust_remote_code,
+        library=library,
     )
-    if request["method"] == "full":
-        versions.pop("peft", None)
+    ran = {"torch", library}
+    if library == "transformers" and request["method"] != "full":
+        ran.add("peft")
+    if request["is_quantised"]:
+        ran.add("bitsandbytes")
+    versions = {name: version for name, version in versions.items() if name in ran}
     parts = {**request, "versions": versions, "worker": _worker_hash()}
 
     def build() -> ActivationProfile:

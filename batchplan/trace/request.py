@@ -27,6 +27,7 @@ def trace_request(
     recipe: Recipe,
     seq_len: int,
     trust_remote_code: bool = False,
+    library: str = "transformers",
 ) -> dict[str, Any]:
     """Return the worker's request for ``recipe``; equal requests have equal profiles.
 
@@ -44,6 +45,7 @@ def trace_request(
     quantises = recipe.method is Method.QLORA
     adapts = recipe.method is not Method.FULL
     return {
+        "library": library,
         "config": config,
         "model_ref": model_ref if trust_remote_code else "",
         "trust_remote_code": trust_remote_code,

@@ -1,115 +1,134 @@
-"""What a trainer does when its user says nothing, as rows with versions and source."""
+"""What a trainer does when its user says nothing: its policy, read for the releases in use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from batchplan.errors import UnknownNameError
+from batchplan.trainers.policies import POLICIES
+from batchplan.trainers.policies.rows import CHECKPOINT, PEFT_TARGETS, Default, Value
 
-CHECKPOINT = "checkpoint"
-"""Value of a ``numerics`` row: the dtype the checkpoint was saved in."""
+__all__ = [
+    "CHECKPOINT",
+    "NEWEST",
+    "PEFT_TARGETS",
+    "TRAINERS",
+    "Default",
+    "Settled",
+    "Value",
+    "assumed_release",
+    "check_trainer",
+    "settle",
+    "trainer_defaults",
+]
 
-_ARGUMENTS = "https://huggingface.co/docs/transformers/main_classes/trainer"
-_LOADING = "https://huggingface.co/docs/transformers/main_classes/model"
-_ACCUMULATION = "https://huggingface.co/docs/accelerate/concept_guides/gradient_synchronization"
-_DDP = "https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel"
+TRAINERS = tuple(POLICIES)
+"""Names that ``--trainer`` takes."""
+
+NEWEST = {
+    "accelerate": "1.15.0",
+    "axolotl": "0.21.0",
+    "deepspeed": "0.19.8",
+    "lightning": "2.6.6",
+    "litgpt": "0.5.13",
+    "llamafactory": "0.9.5",
+    "ms-swift": "4.6.0",
+    "peft": "0.21.2",
+    "torch": "2.13.0",
+    "torchtitan": "0.3.0",
+    "torchtune": "0.6.1",
+    "transformers": "5.23.0",
+    "trl": "1.16.0",
+    "unsloth": "2026.10.9",
+}
+"""The newest release that was read of each library; taken where an environment lacks it."""
+
+_NAMED_BY_NUMERICS = ("weight_dtype", "grad_dtype", "optimizer_dtype", "master_weights")
+"""Dtypes that a user decides by naming numerics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Default:
-    """One choice a trainer makes by itself."""
+class Settled:
+    """What a trainer decides for one recipe."""
 
-    trainer: str
-    option: str
-    """Our name of what is chosen."""
-    value: str | int | bool
-    key: str
-    """The trainer's name of it."""
-    source: str
-    since: tuple[int, ...] = (0,)
-    """First version of transformers that does so."""
-    before: tuple[int, ...] = (10**6,)
-    """First version of transformers that no longer does."""
+    values: dict[str, Value]
+    """By our option names; without those that the user decided."""
+    rows: dict[str, Default]
+    """The row behind each value."""
 
-    def holds_for(self, version: tuple[int, ...]) -> bool:
-        """Whether a release of transformers makes this choice."""
-        return self.since <= version < self.before
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to tell of the rows that only some recipes meet."""
+        return tuple(dict.fromkeys(row.note for row in self.rows.values() if row.note))
 
 
-def _hf(option: str, *, value: str | int | bool, key: str, source: str = _ARGUMENTS) -> Default:
-    return Default(trainer="hf-trainer", option=option, value=value, key=key, source=source)
+def trainer_defaults(trainer: str, versions: str | Mapping[str, str]) -> dict[str, Default]:
+    """Return what ``trainer`` does with these releases under any recipe, by our option names.
 
-
-_ROWS = (
-    _hf("micro_batch", value=8, key="per_device_train_batch_size"),
-    _hf("accum_steps", value=1, key="gradient_accumulation_steps"),
-    _hf("method", value="full", key="Trainer(model=...)"),
-    _hf("optimizer", value="adamw", key="optim"),
-    Default(
-        trainer="hf-trainer",
-        option="optimizer_impl",
-        value="fused",
-        key="optim: adamw_torch_fused",
-        source=_ARGUMENTS,
-        since=(5,),
-    ),
-    Default(
-        trainer="hf-trainer",
-        option="optimizer_impl",
-        value="foreach",  # the late 4.x releases already took fused where torch >= 2.8
-        key="optim: adamw_torch",
-        source=_ARGUMENTS,
-        before=(5,),
-    ),
-    Default(
-        trainer="hf-trainer",
-        option="numerics",
-        value=CHECKPOINT,
-        key='from_pretrained(dtype="auto")',
-        source=_LOADING,
-        since=(5,),
-    ),
-    Default(
-        trainer="hf-trainer",
-        option="numerics",
-        value="fp32",
-        key="from_pretrained(torch_dtype=None)",
-        source=_LOADING,
-        before=(5,),
-    ),
-    _hf("checkpointing", value="none", key="gradient_checkpointing"),
-    _hf("attention", value="sdpa", key="from_pretrained(attn_implementation=...)", source=_LOADING),
-    _hf("loss", value="standard", key="use_liger_kernel"),
-    _hf("sharding", value="ddp", key="fsdp, deepspeed"),
-    _hf("offload", value="none", key="fsdp_config, deepspeed"),
-    _hf("sync_each_batch", value=False, key="accelerator_config", source=_ACCUMULATION),
-    _hf("bucket_view", value=False, key="gradient_as_bucket_view", source=_DDP),
-)
-
-TRAINERS = tuple(dict.fromkeys(row.trainer for row in _ROWS))
-"""Names that ``--trainer`` takes."""
-
-
-def trainer_defaults(trainer: str, transformers_version: str) -> dict[str, Default]:
-    """Return what ``trainer`` does with this release of transformers, by our option names.
+    Text alone is the version of transformers. A package without a version is taken to be the
+    newest that was read.
 
     >>> trainer_defaults("hf-trainer", "5.23.0")["micro_batch"].value
     8
-    >>> trainer_defaults("hf-trainer", "4.57.1")["numerics"].value
-    'fp32'
+    >>> trainer_defaults("trl", {"trl": "1.5.0"})["loss"].value
+    'standard'
 
     Raises:
-        UnknownNameError: when no row is about ``trainer``.
+        UnknownNameError: when there is no policy of ``trainer``.
+    """
+    return {row.option: row for row in _rows(trainer, versions) if not row.when}
+
+
+def settle(
+    trainer: str,
+    versions: str | Mapping[str, str],
+    *,
+    given: Mapping[str, object],
+    several_devices: bool = False,
+    resolve: Callable[[Default], Value] = lambda row: row.value,
+) -> Settled:
+    """Return what ``trainer`` decides where ``given`` says nothing.
+
+    Conditional rows are read once, from first to last: each sees what was given and what the rows
+    before it decided, and the last that applies wins. ``resolve`` turns a row into its value.
+
+    >>> settled = settle("trl", {}, given={"sharding": "fsdp-full"})
+    >>> settled.values["numerics"], settled.rows["numerics"].note
+    ('bf16-master', "accelerate keeps FSDP's shards in fp32 under bf16 (accelerator.py)")
+
+    Raises:
+        UnknownNameError: when there is no policy of ``trainer``.
+    """
+    rows = list(_rows(trainer, versions))
+    state: dict[str, object] = {"several_devices": several_devices, **given}
+    decided = {*given, *(_NAMED_BY_NUMERICS if "numerics" in given else ())}
+    found = Settled(values={}, rows={})
+    for row in sorted(rows, key=lambda row: bool(row.when)):
+        if row.option not in decided and row.applies_to(state):
+            found.rows[row.option] = row
+            found.values[row.option] = state[row.option] = resolve(row)
+    return found
+
+
+def assumed_release(trainer: str, versions: Mapping[str, str]) -> str | None:
+    """Return the release that is assumed of the trainer itself; None where it is installed.
+
+    >>> assumed_release("trl", {"transformers": "5.0.0"})
+    '1.16.0'
+    >>> assumed_release("hf-trainer", {"transformers": "5.0.0"}) is None
+    True
+
+    Raises:
+        UnknownNameError: when there is no policy of ``trainer``.
     """
     check_trainer(trainer)
-    version = _release(transformers_version.split("."))
-    rows = (row for row in _ROWS if row.trainer == trainer and row.holds_for(version))
-    return {row.option: row for row in rows}
+    package = POLICIES[trainer].package
+    return None if package in versions else NEWEST[package]
 
 
 def check_trainer(trainer: str) -> None:
-    """Refuse a trainer that no row is about.
+    """Refuse a trainer that there is no policy of.
 
     Raises:
         UnknownNameError: with the names that are known.
@@ -117,6 +136,13 @@ def check_trainer(trainer: str) -> None:
     if trainer not in TRAINERS:
         hint = f"--trainer takes {', '.join(TRAINERS)}."
         raise UnknownNameError("trainer", trainer, TRAINERS, hint)
+
+
+def _rows(trainer: str, versions: str | Mapping[str, str]) -> Iterator[Default]:
+    check_trainer(trainer)
+    installed = {"transformers": versions} if isinstance(versions, str) else versions
+    releases = {name: _release(text.split(".")) for name, text in {**NEWEST, **installed}.items()}
+    return (row for row in POLICIES[trainer].rows if row.holds_for(releases))
 
 
 def _release(parts: Iterable[str]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchplan.errors import SpecError
 from batchplan.spec import (
     Checkpointing,
     Loss,
@@ -38,16 +39,28 @@ def realisable_shardings(
 
     >>> [sharding.value for sharding in realisable_shardings("hf-trainer", Numerics.BF16, 8)]
     ['ddp', 'fsdp-grad-op', 'fsdp-full']
+
+    Raises:
+        SpecError: when the trainer is one that only ``estimate`` knows.
     """
     check_trainer(trainer)
+    if (trainer, True) not in _SHARDINGS:
+        raise SpecError(f"--trainer {trainer}: {_not_yet()}.")
     table = _ON_ONE_RANK if num_ranks == 1 else _SHARDINGS
     found = table[trainer, numerics in MASTER]
     return tuple(s for s in found if s is not Sharding.FSDP_HYBRID or num_nodes > 1)
 
 
+def _not_yet() -> str:
+    known = ", ".join(name for name, has_master in _SHARDINGS if has_master)
+    return f"configs for it cannot be written yet, so recommend takes only {known}"
+
+
 def obstacles(trainer: str, recipe: Recipe) -> tuple[str, ...]:
     """Return in words what ``trainer`` has no setting for; empty when it can run the recipe."""
     check_trainer(trainer)
+    if (trainer, True) not in _SHARDINGS:
+        return (_not_yet(),)
     found = [
         (recipe.sharding in ZERO and recipe.numerics not in MASTER, _needs_master(recipe)),
         (

@@ -12,7 +12,7 @@ def summary(job: Job) -> Iterator[str]:
     """Yield what the plan promises: device, peak, headroom, tokens a step."""
     plan, batch, recipe = job.plan, job.plan.batch, job.plan.recipe
     peak, usable = plan.memory.peak_bytes, plan.usable_bytes
-    error = f"estimate +-{plan.memory.error_percent:.0f}%"
+    error = f"estimate +-{plan.memory.in_use_error.percent:.0f}%"
     yield f"{job.model.id}, {recipe.method.value}, on {batch.num_ranks} x {job.gpu.name}"
     yield (
         f"Peak memory {format_bytes(peak)} of {format_bytes(usable)} a device; "

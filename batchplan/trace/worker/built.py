@@ -47,6 +47,8 @@ class Built:
     attention: str
     is_encoder_decoder: bool
     notes: list[str]
+    quantises_head: bool = False
+    """Whether QLoRA holds the head in 4 bits too."""
     trained: set[int] = field(default_factory=set)
     """Identity of every parameter that got a gradient in a step."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from .script import FREE_OTHER, MAKE, Entry
 from .step import Interval
 
 MAX_RESIDUAL = 0.005
@@ -81,6 +82,40 @@ def fit_pass(
             for _, coefficients, new, flight in _undominated(candidates, seq_lens)
         ],
     }
+
+
+class SizeTable:
+    """The scripts of stages, their sizes as numbers of a table of polynomials."""
+
+    def __init__(self, fitter: Fitter, sizes: Sequence[Sequence[int]]) -> None:
+        self.polynomials: list[list[float]] = []
+        self._fitter = fitter
+        self._sizes = sizes
+        self._numbers: dict[tuple[int, ...], int] = {}
+
+    def script(self, scripts: Sequence[Sequence[Entry]]) -> list[int]:
+        """Return one script of all points, three numbers an entry: action, what, how.
+
+        Empty where the points free in another order.
+        """
+        first = scripts[0]
+        for other in scripts[1:]:
+            if [(e.action, e.how) for e in other] != [(e.action, e.how) for e in first]:
+                return []
+        flat: list[int] = []
+        for entries in zip(*scripts):
+            what = entries[0].what
+            if entries[0].action in (MAKE, FREE_OTHER):
+                what = self._number([sizes[e.what] for sizes, e in zip(self._sizes, entries)])
+            flat.extend((entries[0].action, what, entries[0].how))
+        return flat
+
+    def _number(self, values: Sequence[int]) -> int:
+        found = self._numbers.get(tuple(values))
+        if found is None:
+            found = self._numbers[tuple(values)] = len(self.polynomials)
+            self.polynomials.append(self._fitter.fit(values))
+        return found
 
 
 def _undominated(candidates: list[Any], seq_lens: Sequence[int]) -> list[Any]:

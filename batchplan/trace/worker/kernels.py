@@ -29,10 +29,19 @@ class FlashAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any) -> Any:
-        """Shapes (b, heads, s, d); the output is laid out (b, s, heads, d) as the kernel does."""
+    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any, like_query: bool) -> Any:
+        """Shapes (b, heads, s, d); the output is laid out as the query, or else (b, s, heads, d).
+
+        Flash makes its output like the query, so a caller that joins the heads copies it when the
+        query was contiguous by heads; the memory-efficient kernel always goes by sequence.
+        Source: flash_api.cpp, mha_fwd (``empty_like(q)``); aten
+        native/transformers/cuda/attention.cu, _efficient_attention_forward.
+        """
         b, heads, s, _ = query.shape
-        out = query.new_empty(b, s, heads, value.shape[-1]).transpose(1, 2)
+        if like_query and value.shape[-1] == query.shape[-1]:
+            out = torch.empty_like(query)
+        else:
+            out = query.new_empty(b, s, heads, value.shape[-1]).transpose(1, 2)
         logsumexp = query.new_empty(b, heads, s, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, logsumexp, bias)
         return out
@@ -51,7 +60,7 @@ class FlashAttention(torch.autograd.Function):
             temporaries.append(value.new_empty(b, value.shape[2], heads, value.shape[-1]))
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
         grad_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        return grad_query, grad_key, grad_value, grad_bias
+        return grad_query, grad_key, grad_value, grad_bias, None
 
 
 def scaled_dot_product_attention(
@@ -76,7 +85,7 @@ def scaled_dot_product_attention(
     half = query.dtype in (torch.float16, torch.bfloat16)
     grouped = enable_gqa and key.shape[1] != query.shape[1]
     if half and attn_mask is None and query.shape[-1] <= FLASH_MAX_HEAD_DIM:
-        return FlashAttention.apply(query, key, value, None)
+        return FlashAttention.apply(query, key, value, None, True)
     if not grouped:
         bias = attn_mask
         if bias is not None and bias.dtype is torch.bool:
@@ -84,7 +93,7 @@ def scaled_dot_product_attention(
         if bias is not None and bias.requires_grad:
             # A learned bias: its gradient is made for every sequence and then summed.
             bias = bias.expand(*query.shape[:3], key.shape[2]).contiguous()
-        return FlashAttention.apply(query, key, value, bias)
+        return FlashAttention.apply(query, key, value, bias, False)
     return _math_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
@@ -120,7 +129,7 @@ def flash_attention_forward(
 ) -> Any:
     """Stand in for transformers' ``flash_attention_2`` entry, which takes grouped heads as is."""
     query, key, value = (_autocast_to_lower(tensor) for tensor in (query, key, value))
-    out = FlashAttention.apply(query, key, value, None)
+    out = FlashAttention.apply(query, key, value, None, True)
     return out.transpose(1, 2), None
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 PROGRESS = "progress: "
+
+_BUILDERS = {"transformers": "build", "litgpt": "litgpt"}
+"""The module here that builds a library's models."""
 
 
 def main() -> int:
@@ -30,7 +35,7 @@ def main() -> int:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    _progress("loading torch and transformers")
+    _progress(f"loading torch and {request['library']}")
     from .built import WorkerError
 
     try:
@@ -95,15 +100,15 @@ def _record(request: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _built(request: dict[str, Any], *, whole: bool) -> Iterator[Any]:
     """Yield the built module and its fake weights and buffers, inside fake tensor mode."""
-    import transformers
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from . import build, fake, kernels
+    from . import fake, kernels
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    if request["library"] == "transformers":
+        _quieten_transformers()
     _progress("building the model without weights")
-    built = build.build(request, whole=whole)
+    builder = importlib.import_module(f".{_BUILDERS[request['library']]}", __package__)
+    built = builder.build(request, whole=whole)
     fake.answer_for_transformers()
     kernels.install(built.attention)
     with FakeTensorMode():
@@ -114,9 +119,22 @@ def _built(request: dict[str, Any], *, whole: bool) -> Iterator[Any]:
         yield built, tensors
 
 
+def _quieten_transformers() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _versions(request: dict[str, Any]) -> list[list[str]]:
-    names = ["torch", "transformers"] + (["peft"] if request["method"] != "full" else [])
-    return [[name, sys.modules[name].__version__] for name in names]
+    names = ["torch", request["library"]]
+    if request["library"] == "transformers" and request["method"] != "full":
+        names.append("peft")
+    # torch's own is more exact than its metadata, which lack the build; LitGPT names none.
+    return [
+        [name, getattr(sys.modules[name], "__version__", None) or metadata.version(name)]
+        for name in names
+    ]
 
 
 def _hidden_size(built: Any) -> int:

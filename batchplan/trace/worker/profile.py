@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Callable
@@ -17,6 +18,7 @@ from .fit import (
     MAX_RESIDUAL,
     Fitter,
     NotPolynomialError,
+    SizeTable,
     evaluate,
     fit_pass,
 )
@@ -70,7 +72,7 @@ def _fit(
     general, single = bases
     points = [(b, s) for b in (2, 3) for s in lengths]
     middle = lengths[len(lengths) // 2]
-    stages, error = _fit_stages(
+    stages, sizes, error = _fit_stages(
         built, Fitter(points, general), [run(b, s) for b, s in points], (5, middle, run(5, middle))
     )
     if error > MAX_RESIDUAL:
@@ -78,14 +80,19 @@ def _fit(
     one = (1, between, run(1, between))
     off = _worst(stages, _representatives(built, one[2]), one)
     alone: list[dict[str, Any]] = []
+    alone_sizes: list[list[float]] = []
     if off > MAX_RESIDUAL:
         points = [(1, s) for s in lengths]
-        alone, off = _fit_stages(built, Fitter(points, single), [run(1, s) for _, s in points], one)
+        alone, alone_sizes, off = _fit_stages(
+            built, Fitter(points, single), [run(1, s) for _, s in points], one
+        )
     if off > MAX_RESIDUAL:
         raise NotPolynomialError(f"off by {off:.2%} for a single sequence")
     return {
         "stages": stages,
+        "sizes": sizes,
         "single_sequence_stages": alone,
+        "single_sequence_sizes": alone_sizes,
         "order": _order(built, stages),
         "max_error": max(error, off),
     }
@@ -93,23 +100,29 @@ def _fit(
 
 def _fit_stages(
     built: Built, fitter: Fitter, steps: Sequence[Step], left_out: tuple[int, int, Step]
-) -> tuple[list[dict[str, Any]], float]:
-    """Return the stages and how far the point left out is off, relative to the step's peak."""
+) -> tuple[list[dict[str, Any]], list[list[float]], float]:
+    """Return the stages, the sizes of their scripts, and how far the point left out is off.
+
+    The last is relative to the step's peak.
+    """
     joined = [_representatives(built, step) for step in steps]
     seq_lens = sorted({s for _, s in fitter.points})
+    sizes = SizeTable(fitter, [step.sizes for step in steps])
     stages = []
     for key in joined[0]:
         released = fitter.fit([one[key][0].released for one in joined])
         stages.append(
             {
                 "name": _name(key, built),
-                "forward": fit_pass(fitter, [one[key][0] for one in joined], seq_lens),
+                "forward": fit_pass(fitter, [one[key][0] for one in joined], seq_lens)
+                | {"script": sizes.script([one[key][0].script for one in joined])},
                 "released_before_backward": {"coefficients": released},
-                "backward": fit_pass(fitter, [one[key][1] for one in joined], seq_lens),
+                "backward": fit_pass(fitter, [one[key][1] for one in joined], seq_lens)
+                | {"script": sizes.script([one[key][1].script for one in joined])},
                 **_count(key, built, joined[0][key][1].grads_made),
             }
         )
-    return stages, _worst(stages, _representatives(built, left_out[2]), left_out)
+    return stages, sizes.polynomials, _worst(stages, _representatives(built, left_out[2]), left_out)
 
 
 def _worst(stages: list[dict[str, Any]], seen: Any, point: tuple[int, int, Step]) -> float:
@@ -184,15 +197,7 @@ def _by_stage(intervals: Sequence[Interval]) -> dict[str, Interval]:
 
 
 def _shifted(interval: Interval, extra: int) -> Interval:
-    return Interval(
-        interval.stage,
-        interval.delta + extra,
-        interval.activations,
-        interval.new_grads,
-        interval.in_flight,
-        interval.grads_made,
-        interval.released,
-    )
+    return dataclasses.replace(interval, delta=interval.delta + extra)
 
 
 def _off_by(fitted: dict[str, Any], seen: Interval, b: int, s: int) -> float:
@@ -226,6 +231,7 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
     if sort == "kind":
         _, layer = _layer_of_kind(built, number)
         parameters = dict(layer.named_parameters())
+        is_head = False
         active, width, window = _active(built.config, layer)
         is_causal, num_attentions = _attentions(built, number)
     else:
@@ -236,7 +242,7 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         is_causal, num_attentions = True, 0
     trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
     frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
-    groups = _groups(built, parameters, is_layer=sort == "kind")
+    groups = _groups(built, parameters, is_layer=sort == "kind" or (is_head and built.quantises_head))
     return {
         "trainable_params": grads_made,
         # A parameter that never gets a gradient needs no optimizer state: it is held, not trained.

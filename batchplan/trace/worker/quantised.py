@@ -3,13 +3,17 @@
 Weights keep their full shape here, because frozen weights count as no activation; the memory
 arithmetic prices them as NF4.
 
-Source: bitsandbytes nn/modules.py (Linear4bit), autograd/_functions.py (MatMul4Bit): neither the
-input nor the dequantised weight is kept; both products dequantise into a temporary.
+Source: bitsandbytes nn/modules.py (Linear4bit), autograd/_functions.py (MatMul4Bit): the
+dequantised weight is not kept; both products dequantise into a temporary. Nor is the input since
+0.43.2; before, the graph itself held it, and so until the loss is gone (0.41.1 and 0.43.1).
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -27,6 +31,7 @@ class MatMul4Bit(torch.autograd.Function):
     def forward(ctx: Any, tokens: Any, weight: Any, bias: Any) -> Any:
         """Tokens (..., in) by weight (out, in)."""
         ctx.save_for_backward(weight)
+        ctx.held = tokens if ctx.needs_input_grad[0] and _holds_inputs() else None
         return nn.functional.linear(tokens, _dequantised(weight, tokens.dtype), bias)
 
     @staticmethod
@@ -37,6 +42,16 @@ class MatMul4Bit(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return torch.matmul(grad, _dequantised(weight, grad.dtype)), None, None
+
+
+@functools.lru_cache(maxsize=None)
+def _holds_inputs() -> bool:
+    """Whether the installed bitsandbytes is one that holds inputs; without one, the newest."""
+    try:
+        version = metadata.version("bitsandbytes")
+    except metadata.PackageNotFoundError:
+        return False
+    return [int(number) for number in re.findall(r"\d+", version)[:3]] < [0, 43, 2]
 
 
 def _dequantised(weight: Any, dtype: torch.dtype) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .built import DTYPES, Built, WorkerError
 from .recorder import Recorder, rounded
+from .script import Entry, write_scripts
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Interval:
     """Elements of gradients that this interval made."""
     released: int = 0
     """Bytes that a forward interval made and that leaving autocast freed: its cast weights."""
+    script: list[Entry] = field(default_factory=list)
+    """What was made and freed, in order."""
 
 
 @dataclass
@@ -40,6 +43,8 @@ class Step:
 
     forward: list[Interval]
     backward: list[Interval]
+    sizes: list[int]
+    """Bytes asked for, by event."""
 
     def highest(self) -> int:
         """Return the peak of live activation bytes over the whole micro-batch."""
@@ -60,11 +65,14 @@ class _Marks:
         self.in_backward = False
         self.forward: list[tuple[str, int, int]] = []
         self.backward: list[tuple[str, int, int]] = []
+        self.in_log: list[int] = []
+        """Position in the recorder's log of every mark, forward then backward."""
 
     def mark(self, stage: str) -> None:
         """End the interval ``stage`` here."""
         marks = self.backward if self.in_backward else self.forward
         marks.append((stage, len(self.recorder.live_after), self.recorder.live_bytes))
+        self.in_log.append(len(self.recorder.log))
 
 
 def run_step(
@@ -79,6 +87,7 @@ def run_step(
     inputs = {"input_ids": ids, "labels": torch.zeros(b, s, dtype=torch.long)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     grad_events: dict[int, tuple[int, int]] = {}
+    accumulated_at: dict[int, int] = {}
     recorder = Recorder([*tensors, *inputs.values()])
     marks = _Marks(recorder)
 
@@ -89,6 +98,7 @@ def run_step(
         made = recorder.event_of.get(parameter.grad.untyped_storage()._cdata)
         if made is not None:
             grad_events[made] = (parameter.numel(), len(recorder.live_after))
+            accumulated_at[len(recorder.log)] = made
 
     handles = [p.register_post_accumulate_grad_hook(accumulated) for p in parameters]
     handles += _hook_layers(built, marks)
@@ -122,7 +132,10 @@ def run_step(
             handle.remove()
         for parameter in parameters:
             parameter.grad = None
-    return _split(recorder.live_after, marks, grad_events, sizes, released)
+    step = _split(recorder.live_after, marks, grad_events, sizes, released)
+    step.sizes = recorder.sizes
+    write_scripts(step, recorder.log, marks.in_log, accumulated_at, released)
+    return step
 
 
 def _hook_layers(built: Built, marks: _Marks) -> list[Any]:
@@ -130,9 +143,22 @@ def _hook_layers(built: Built, marks: _Marks) -> list[Any]:
 
     In forward, ``layer:K:I`` ends when the layer returns, so that what its caller drops
     afterwards counts to the next one, alike for all. In backward the gradient of a layer's output
-    is the start of its backward and the end of the one before.
+    is the start of its backward and the end of the one before. Inside a reentrant checkpoint that
+    output has no gradient; then it is the one that the next module is given.
     """
     handles = []
+    waiting: list[str] = []
+
+    def mark_at_gradient(tensor: Any, ended: str) -> bool:
+        if tensor is None or not tensor.requires_grad:
+            return False
+        tensor.register_hook(lambda grad: marks.mark(ended))
+        return True
+
+    def next_module(module: Any, args: Any) -> None:
+        if waiting and not marks.in_backward and mark_at_gradient(_first_tensor(args), waiting[0]):
+            waiting.clear()
+
     for k, stack in enumerate(built.stacks):
         last = len(stack.kept) - 1
 
@@ -140,9 +166,7 @@ def _hook_layers(built: Built, marks: _Marks) -> list[Any]:
             if marks.in_backward:
                 return
             marks.mark(f"glue:{k}")
-            hidden = _first_tensor([*args, *kwargs.values()])
-            if hidden is not None and hidden.requires_grad:
-                hidden.register_hook(lambda grad: marks.mark(f"layer:{k}:0"))
+            mark_at_gradient(_first_tensor([*args, *kwargs.values()]), f"layer:{k}:0")
 
         handles.append(
             stack.module[0].register_forward_pre_hook(before, with_kwargs=True, prepend=True)
@@ -157,10 +181,11 @@ def _hook_layers(built: Built, marks: _Marks) -> list[Any]:
                 marks.mark(f"layer:{k}:{i}")
                 out = _first_tensor(output if isinstance(output, (tuple, list)) else [output])
                 ended = f"layer:{k}:{i + 1}" if i < last else f"glue:{k + 1}"
-                if out is not None and out.requires_grad:
-                    out.register_hook(lambda grad: marks.mark(ended))
+                if not mark_at_gradient(out, ended) and not torch.is_grad_enabled():
+                    waiting.append(ended)
 
             handles.append(layer.register_forward_hook(after))
+    handles.append(torch.nn.modules.module.register_module_forward_pre_hook(next_module))
     return handles
 
 
@@ -249,4 +274,4 @@ def _split(
     _, start, live_at_loss = marks.forward[-1]
     start_live = live_at_loss - sum(released.values())
     released = {}
-    return Step(forward=forward, backward=cut(marks.backward, start, start_live))
+    return Step(forward=forward, backward=cut(marks.backward, start, start_live), sizes=[])

@@ -18,7 +18,7 @@ from .step import autocast, outputs_in_fp32
 
 @dataclass
 class _Whereabouts:
-    """Which module runs: forward hooks say, and in backward the order autograd's nodes were made in."""
+    """Which module runs: forward hooks say; in backward, the order of autograd's nodes does."""
 
     current: list[str] = field(default_factory=lambda: [""])
     made_at: list[int] = field(default_factory=list)

@@ -1,0 +1,314 @@
+"""``trace``: whole steps of the model's own code, replayed through torch's allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from batchplan.allocator import (
+    Recording,
+    Replay,
+    replay,
+    smallest_card_bytes,
+    write_snapshot,
+)
+from batchplan.api.checks import checked, whole
+from batchplan.api.documents import (
+    SCHEMA_VERSION,
+    batch_document,
+    caveats_document,
+    device_document,
+    plain,
+    recipe_document,
+)
+from batchplan.api.fields import SharedFields
+from batchplan.api.peaks import (
+    ModuleBytes,
+    Peak,
+    Phase,
+    PhaseHeight,
+    TopAllocation,
+    peak_of,
+    phase_at,
+    phases_of,
+    timeline,
+)
+from batchplan.api.policies import Policy
+from batchplan.api.profiles import OnProgress
+from batchplan.api.recipes import numerics_words
+from batchplan.api.request import Request, resolve
+from batchplan.errors import SpecError
+from batchplan.memory.device import CUBLAS_HANDLES, cublas_workspace_bytes
+from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
+from batchplan.trace.recording import record_step
+
+DEFAULT_TOP = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """How often the allocator gave all that was free back to the driver, on this device."""
+
+    total: int
+    last_step: int
+    """In the last step, and so in every later one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedMemory:
+    """The peaks of the replay. All are bytes."""
+
+    allocated_peak_bytes: int
+    """As ``torch.cuda.max_memory_allocated`` counts."""
+    reserved_peak_bytes: int
+    """As ``torch.cuda.max_memory_reserved`` counts, where the device sets no limit."""
+    in_use_peak_bytes: int
+    """What the driver reports on this device: reserved there, and the CUDA context."""
+    smallest_card_bytes: int
+    """A card that still runs it, context included; it may have to give memory back to do so."""
+    peak_phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceAnswer:
+    """The story of one configuration's optimizer step on one device."""
+
+    inputs: dict[str, Any]
+    """Keyword arguments of ``trace_step`` that give this answer again."""
+    model: ModelInfo
+    batch: Batch
+    recipe: Recipe
+    gpu: Gpu
+    versions: dict[str, str]
+    """Packages that ran the model's code."""
+    recording: Recording
+    memory: TracedMemory
+    timeline: tuple[PhaseHeight, ...]
+    peak: Peak
+    retries: Retries
+    runs_out_in: str | None
+    """The phase in which this device has no more room; None when all steps run."""
+    caveats: tuple[Caveat, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every step runs without giving memory back once the run is steady."""
+        return self.runs_out_in is None and not self.retries.last_step
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Usable bytes less those in use; what is missing, below zero, when it does not fit."""
+        usable, memory = self.gpu.usable_bytes, self.memory
+        if self.fits:
+            return usable - memory.in_use_peak_bytes
+        if self.runs_out_in is not None and memory.smallest_card_bytes > usable:
+            return usable - memory.smallest_card_bytes
+        # It runs somehow; with all that it reserves it would run without giving memory back.
+        return usable - memory.reserved_peak_bytes - self.gpu.context_bytes
+
+    def write_snapshot(self, path: str | PathLike[str]) -> None:
+        """Write what https://pytorch.org/memory_viz opens: the steps as this device runs them.
+
+        Raises:
+            SpecError: when the file cannot be written; an earlier one is left as it is.
+        """
+        try:
+            # A link is kept: what it leads to is written.
+            write_snapshot(
+                Path(path).resolve(),
+                self.recording,
+                capacity_bytes=_capacity(self.gpu),
+                expandable_segments=self.recipe.expandable_segments,
+            )
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SpecError(f"Cannot write {path}: {reason}.") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document of ``batchplan trace --json``."""
+        peak = self.peak
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "command": "trace",
+            "inputs": self.inputs,
+            "versions": self.versions,
+            "model": {
+                "id": self.model.id,
+                "architecture": self.model.architecture,
+                "source": self.model.source,
+                "revision": self.model.revision,
+                "max_seq_len": self.model.max_seq_len,
+            },
+            "batch": batch_document(self.batch),
+            "memory": plain(self.memory),
+            "device": device_document(self.gpu),
+            "numerics": numerics_words(self.recipe),
+            "fits": self.fits,
+            "headroom_bytes": self.headroom_bytes,
+            "runs_out_in": self.runs_out_in,
+            "retries": plain(self.retries),
+            "timeline": plain(self.timeline),
+            "peak": {
+                "step": peak.step,
+                "phase": peak.phase,
+                "module": peak.module,
+                "op": peak.op,
+                "binds": peak.binds,
+                "text": peak.text,
+                "by_kind": peak.by_kind,
+                "by_module": [_in_bytes(one) for one in peak.by_module],
+                "top_allocations": [_in_bytes(one) for one in peak.top_allocations],
+            },
+            "caveats": caveats_document(self.caveats),
+        }
+
+
+def trace_step(
+    model: str,
+    *,
+    micro_batch: int | str | None = None,
+    accum_steps: int | str | None = None,
+    top: int = DEFAULT_TOP,
+    on_progress: OnProgress | None = None,
+    **fields: Unpack[SharedFields],
+) -> TraceAnswer:
+    """Run whole optimizer steps on fake tensors and replay them through torch's allocator.
+
+    Args:
+        model: Hub id, local folder or config.json, or a catalog name.
+        micro_batch: sequences in one forward; None is the trainer's default.
+        accum_steps: passes per optimizer step; None is the trainer's default.
+        top: how many of the largest modules and allocations at the peak to name.
+        on_progress: told in words what the trace is doing.
+        **fields: the shared inputs, named as on the command line; ``gpu`` is needed.
+
+    Raises:
+        SpecError: when an input is wrong, or the recipe cannot be recorded.
+        SourceError: when the model's config cannot be had.
+        TraceError: when the model's code cannot be traced.
+    """
+    top = whole("top", top)
+    request = resolve(model, fields)
+    if request.nodes not in (None, 1):
+        raise SpecError(f"--nodes {request.nodes}: trace records one device; estimate prices more.")
+    sizes = {"micro_batch": micro_batch, "accum_steps": accum_steps}
+    given = {name: whole(name, size) for name, size in sizes.items() if size is not None}
+    policy = Policy(request, given, 1)
+    recipe = policy.recipe()
+    batch = checked(Batch, {**policy.sizes(), "seq_len": request.seq_len})
+    recording, versions = _record(request, recipe, batch, on_progress)
+    if on_progress is not None:
+        on_progress("replaying the allocator")
+    inputs = request.inputs() | recipe_document(recipe)
+    inputs |= {"micro_batch": batch.micro_batch, "accum_steps": batch.accum_steps, "top": top}
+    return _answer(
+        recording,
+        inputs=inputs,
+        model=request.model,
+        batch=batch,
+        recipe=recipe,
+        gpu=request.gpu,
+        versions=versions,
+        top=top,
+        caveats=(*request.caveats, *policy.caveats(recipe, batch)),
+    )
+
+
+def _record(
+    request: Request, recipe: Recipe, batch: Batch, on_progress: OnProgress | None
+) -> tuple[Recording, dict[str, str]]:
+    if request.library != "transformers":
+        raise SpecError(
+            f"Models of {request.library} cannot be recorded yet; estimate prices them."
+        )
+    return record_step(
+        config=dict(request.config),
+        recipe=recipe,
+        batch=batch,
+        workspace_bytes=cublas_workspace_bytes(request.gpu) // CUBLAS_HANDLES,
+        model_ref=request.model_text or "",
+        python=request.python,
+        trust_remote_code=request.trust_remote_code,
+        on_progress=on_progress,
+    )
+
+
+def _answer(
+    recording: Recording,
+    *,
+    batch: Batch,
+    recipe: Recipe,
+    gpu: Gpu,
+    top: int,
+    caveats: tuple[Caveat, ...],
+    **known: Any,
+) -> TraceAnswer:
+    """Return what the replays of a recording tell."""
+    expandable, capacity = recipe.expandable_segments, _capacity(gpu)
+    phases = phases_of(recording, batch.accum_steps)
+    free = replay(recording, expandable_segments=expandable)
+    here = replay(recording, capacity_bytes=capacity, expandable_segments=expandable)
+    retries = _retries(recording, here, capacity, phases, expandable=expandable)
+    runs_out_in = None if here.ran_out_at is None else phase_at(phases, here.ran_out_at).words
+    reserved = free.reserved_peak_bytes if here.ran_out_at is not None else here.reserved_peak_bytes
+    smallest = smallest_card_bytes(recording, expandable_segments=expandable)
+    peak = peak_of(recording, free, phases, top)
+    if runs_out_in is None and retries.last_step:
+        text = (
+            f"It runs on {gpu.name} only by giving cached memory back to the driver "
+            "in every step, and each time stalls the device: that does not count as fitting."
+        )
+        caveats = (*caveats, Caveat(code="allocator-retries", text=text))
+    return TraceAnswer(
+        **known,
+        batch=batch,
+        recipe=recipe,
+        gpu=gpu,
+        recording=recording,
+        memory=TracedMemory(
+            allocated_peak_bytes=free.allocated_peak_bytes,
+            reserved_peak_bytes=free.reserved_peak_bytes,
+            in_use_peak_bytes=min(reserved, capacity) + gpu.context_bytes,
+            smallest_card_bytes=smallest + gpu.context_bytes,
+            peak_phase=peak.phase,
+        ),
+        timeline=tuple(timeline(recording, phases, expandable=expandable)),
+        peak=peak,
+        retries=retries,
+        runs_out_in=runs_out_in,
+        caveats=caveats,
+    )
+
+
+def _capacity(gpu: Gpu) -> int:
+    """Return the bytes that the device has for the allocator's segments."""
+    return max(0, gpu.usable_bytes - gpu.context_bytes)
+
+
+def _retries(
+    recording: Recording,
+    here: Replay,
+    capacity: int,
+    phases: Sequence[Phase],
+    *,
+    expandable: bool,
+) -> Retries:
+    """Return the retries of all steps and of the last: those without the last are replayed."""
+    if not here.num_retries or here.ran_out_at is not None:
+        return Retries(total=here.num_retries, last_step=0)
+    last = max(phase.step for phase in phases)
+    start = next(phase.position for phase in phases if phase.step == last)
+    earlier = replay(
+        Recording(allocations=recording.allocations, events=recording.events[:start]),
+        capacity_bytes=capacity,
+        expandable_segments=expandable,
+    )
+    return Retries(total=here.num_retries, last_step=here.num_retries - earlier.num_retries)
+
+
+def _in_bytes(one: ModuleBytes | TopAllocation) -> dict[str, Any]:
+    document: dict[str, Any] = plain(one)
+    return {"bytes": document.pop("num_bytes"), **document}

@@ -1,0 +1,24 @@
+"""Lightning's ``Trainer`` over a module that holds a transformers model."""
+
+from batchplan.trainers.policies.conditions import ZERO_MASTER
+from batchplan.trainers.policies.plain import PLAIN
+from batchplan.trainers.policies.rows import Default, Policy, built_on
+
+_TRAINER = "lightning pytorch/trainer/trainer.py, Trainer"
+
+POLICY = Policy(
+    trainer="lightning",
+    package="lightning",
+    rows=built_on(
+        PLAIN,
+        Default(option="accum_steps", value=1, key="accumulate_grad_batches: 1", source=_TRAINER),
+        Default(option="sharding", value="ddp", key='strategy: "auto"', source=_TRAINER),
+        Default(
+            option="sync_each_batch",
+            value=True,
+            key="block_backward_sync",
+            source="lightning pytorch/strategies/parallel.py, ParallelStrategy (DDP only)",
+        ),
+        *ZERO_MASTER,
+    ),
+)
