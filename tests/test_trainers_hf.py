@@ -16,7 +16,7 @@ import yaml
 
 from batchplan.errors import SpecError, UnknownNameError
 from batchplan.learning import advise
-from batchplan.memory import Estimate, Moment, Term
+from batchplan.memory import ErrorBand, Estimate, Moment, Term
 from batchplan.planner.plan import Plan
 from batchplan.spec import (
     Attention,
@@ -55,6 +55,9 @@ REALISABLE = [
 ]
 
 
+ERROR = ErrorBand(percent=10.0, basis="none")
+
+
 def job(recipe: Recipe, *, accum_steps: int = 4, num_ranks: int = 16, nodes: int = 2) -> Job:
     batch = Batch(micro_batch=3, accum_steps=accum_steps, num_ranks=num_ranks, seq_len=2048)
     peak = 60_000_000_000
@@ -66,8 +69,10 @@ def job(recipe: Recipe, *, accum_steps: int = 4, num_ranks: int = 16, nodes: int
         reserved_peak_bytes=peak,
         in_use_peak_bytes=peak,
         host_bytes=0,
-        error_percent=10.0,
-        error_basis="none",
+        allocated_error=ERROR,
+        reserved_error=ERROR,
+        in_use_error=ERROR,
+        bound_bytes=peak,
     )
     rate = advise(
         method=recipe.method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchplan.allocator import Allocation, CachingAllocator, Recording, Replay
 from batchplan.allocator.blocks import Block
@@ -15,6 +15,8 @@ from batchplan.units import format_bytes
 START, UPDATE, END = "start", "optimizer step", "end of step"
 REMAINDERS = "block remainders"
 """Up to 1 MiB of a large block that the allocator does not cut off: allocated, not asked for."""
+TEMPORARIES = "update temporaries"
+"""What the optimizer step makes and drops again, such as the lists of a foreach update."""
 _ACTIVATIONS = "activations"
 _MINOR_SHARE = 0.1
 """Activations below this share of the peak are not what binds."""
@@ -156,7 +158,7 @@ def peak_of(recording: Recording, free: Replay, phases: Sequence[Phase], top: in
     """Return what is alive where the most bytes are allocated."""
     position = free.allocated_peak_at
     phase = phase_at(phases, position)
-    alive = _alive(recording, position)
+    alive = _alive(recording, position, phase)
     by_kind: Counter[str] = Counter()
     by_module: dict[tuple[str, str], list[Allocation]] = {}
     alike: dict[tuple[int, str, str, str], list[Allocation]] = {}
@@ -200,14 +202,16 @@ def peak_of(recording: Recording, free: Replay, phases: Sequence[Phase], top: in
     )
 
 
-def _alive(recording: Recording, position: int) -> list[Allocation]:
-    """Return what is alive after an event, in the order in which it was made."""
+def _alive(recording: Recording, position: int, phase: Phase) -> list[Allocation]:
+    """Return what is alive after an event of a phase, in the order in which it was made."""
     alive: dict[int, Allocation] = {}
-    for event in recording.events[: position + 1]:
+    for at, event in enumerate(recording.events[: position + 1]):
         if event < 0:
             del alive[~event]
-        else:
-            alive[event] = recording.allocations[event]
+            continue
+        one = alive[event] = recording.allocations[event]
+        if _name(phase) == UPDATE and at >= phase.position and one.kind == _ACTIVATIONS:
+            alive[event] = replace(one, kind=TEMPORARIES)
     return list(alive.values())
 
 

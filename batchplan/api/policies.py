@@ -71,7 +71,7 @@ class Policy:
     def caveats(self, recipe: Recipe, batch: Batch) -> tuple[Caveat, ...]:
         """Return a caveat that names what the trainer decided, and why where that is no setting."""
         names = list(self._told())
-        notes = "; ".join(self._settled.notes)
+        notes = "; ".join(self._notes())
         if not names and not notes:
             return ()
         release = assumed_release(self._request.trainer, self._versions)
@@ -95,6 +95,11 @@ class Policy:
         for name, usual in _TOLD_WHERE_UNUSUAL.items():
             if decided.get(name, usual) != usual:
                 yield name
+
+    def _notes(self) -> Iterator[str]:
+        numerics = self._settled.rows.get("numerics")
+        hidden = numerics.note if numerics is not None and self._all_dtypes() else ""
+        yield from (note for note in self._settled.notes if note != hidden)
 
     def _all_dtypes(self) -> bool:
         return all(name in self._given for name in DTYPE_FIELDS)

@@ -41,7 +41,12 @@ from batchplan.api.profiles import OnProgress
 from batchplan.api.recipes import numerics_words
 from batchplan.api.request import Request, resolve
 from batchplan.errors import SpecError
-from batchplan.memory.device import CUBLAS_HANDLES, cublas_workspace_bytes
+from batchplan.memory.device import (
+    CUBLAS_HANDLES,
+    IN_USE_ERROR,
+    cublas_workspace_bytes,
+    libraries_bytes,
+)
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
 from batchplan.trace.recording import record_step
 
@@ -66,9 +71,11 @@ class TracedMemory:
     reserved_peak_bytes: int
     """As ``torch.cuda.max_memory_reserved`` counts, where the device sets no limit."""
     in_use_peak_bytes: int
-    """What the driver reports on this device: reserved there, and the CUDA context."""
+    """What the driver reports on this device: reserved there, CUDA context and libraries."""
     smallest_card_bytes: int
-    """A card that still runs it, context included; it may have to give memory back to do so."""
+    """A card that still runs it, overheads included; it may have to give memory back to do so."""
+    libraries_bytes: int
+    """What loaded kernels take beside the CUDA context, as ``estimate`` counts them."""
     peak_phase: str
 
 
@@ -107,7 +114,7 @@ class TraceAnswer:
         if self.runs_out_in is not None and memory.smallest_card_bytes > usable:
             return usable - memory.smallest_card_bytes
         # It runs somehow; with all that it reserves it would run without giving memory back.
-        return usable - memory.reserved_peak_bytes - self.gpu.context_bytes
+        return usable - memory.reserved_peak_bytes - _beside(self.gpu)
 
     def write_snapshot(self, path: str | PathLike[str]) -> None:
         """Write what https://pytorch.org/memory_viz opens: the steps as this device runs them.
@@ -271,8 +278,9 @@ def _answer(
         memory=TracedMemory(
             allocated_peak_bytes=free.allocated_peak_bytes,
             reserved_peak_bytes=free.reserved_peak_bytes,
-            in_use_peak_bytes=min(reserved, capacity) + gpu.context_bytes,
-            smallest_card_bytes=smallest + gpu.context_bytes,
+            in_use_peak_bytes=min(reserved, capacity) + _beside(gpu),
+            smallest_card_bytes=smallest + _beside(gpu),
+            libraries_bytes=libraries_bytes(gpu),
             peak_phase=peak.phase,
         ),
         timeline=tuple(timeline(recording, phases, expandable=expandable)),
@@ -285,7 +293,12 @@ def _answer(
 
 def _capacity(gpu: Gpu) -> int:
     """Return the bytes that the device has for the allocator's segments."""
-    return max(0, gpu.usable_bytes - gpu.context_bytes)
+    return max(0, gpu.usable_bytes - _beside(gpu))
+
+
+def _beside(gpu: Gpu) -> int:
+    """Return what the process takes on the device beside the allocator's segments."""
+    return gpu.context_bytes + libraries_bytes(gpu)
 
 
 def _retries(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any
 
-from batchplan.render.bill import print_fit
 from batchplan.render.estimate import print_setting
 from batchplan.render.page import Page
 from batchplan.units import GB, GIB, MIB, format_bytes
@@ -40,6 +39,7 @@ def _print_bill(page: Page, document: Mapping[str, Any]) -> None:
         *document["peak"]["by_kind"].items(),
         ("allocator reserve", memory["reserved_peak_bytes"] - memory["allocated_peak_bytes"]),
         ("CUDA context", document["device"]["context_bytes"]),
+        ("libraries", memory["libraries_bytes"]),
     ]
     peak = sum(num_bytes for _, num_bytes in rows)
     longest = max(num_bytes for _, num_bytes in rows)
@@ -75,7 +75,9 @@ def _print_peak(page: Page, document: Mapping[str, Any]) -> None:
     if peak["step"] == 1 and _steady_peak(document) < memory["allocated_peak_bytes"]:
         where = f"{where} of the first step"
     if peak["op"]:
-        where = f"{where}, at {_operation(peak['op'])} of {peak['module'] or 'the model itself'}"
+        where = f"{where}, at {_operation(peak['op'])}"
+    if peak["binds"] != "optimizer-step":
+        where = f"{where} of {peak['module'] or 'the model itself'}"
     page.line(f"{where}.")
     page.line(str(peak["text"]))
 
@@ -91,22 +93,28 @@ def _last_step(timeline: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _print_verdict(page: Page, document: Mapping[str, Any]) -> None:
     device, retries = document["device"], document["retries"]
+    usable = f"{format_bytes(device['usable_bytes'])} usable on {device['name']}"
+    headroom = document["headroom_bytes"]
     if document["runs_out_in"] is not None:
-        page.line(f"It runs out of memory in {document['runs_out_in']}.")
-    elif retries["last_step"]:
         page.line(
-            f"Runs only by thrashing: {format_bytes(-document['headroom_bytes'])} over the "
-            f"{format_bytes(device['usable_bytes'])} usable on {device['name']}, so the allocator "
-            f"gives memory back {_often(retries['last_step'])} in every step.",
+            f"Does not fit: it runs out in {document['runs_out_in']}, "
+            f"{format_bytes(-headroom)} over the {usable}.",
             style="red",
         )
         return
-    elif retries["total"]:
+    if retries["last_step"]:
+        page.line(
+            f"Runs only by thrashing: {format_bytes(-headroom)} over the {usable}, "
+            f"so the allocator gives memory back {_often(retries['last_step'])} in every step.",
+            style="red",
+        )
+        return
+    if retries["total"]:
         page.line(
             f"It reserves less here: the allocator gives memory back {_often(retries['total'])} in "
             "the first steps, and never later."
         )
-    print_fit(page, document, document["headroom_bytes"])
+    page.line(f"Fits: {format_bytes(headroom)} free of {usable}.", style="green")
 
 
 def _print_timeline(page: Page, timeline: list[Mapping[str, Any]]) -> None:
@@ -137,20 +145,12 @@ def _print_largest(page: Page, peak: Mapping[str, Any]) -> None:
         ]
         page.table(columns, rows)
     page.title("Largest allocations at the peak")
-    columns = [("MiB each", "right"), ("", "right"), ("kind", "left")]
-    page.table(
-        [*columns, ("module", "left"), ("operation", "left")],
-        [
-            (
-                f"{one['bytes'] / MIB:,.1f}",
-                _times(one),
-                one["kind"],
-                _module(one),
-                _operation(one["op"]),
-            )
-            for one in peak["top_allocations"]
-        ],
-    )
+    columns = [("MiB each", "right"), ("", "right"), ("kind", "left"), ("made by", "left")]
+    rows = [
+        (f"{one['bytes'] / MIB:,.1f}", _times(one), one["kind"], _maker(one))
+        for one in peak["top_allocations"]
+    ]
+    page.table(columns, rows)
 
 
 def _often(count: int) -> str:
@@ -171,8 +171,13 @@ def _times(one: Mapping[str, Any]) -> str:
 
 
 def _module(one: Mapping[str, Any]) -> str:
-    unnamed = "(the model itself)" if one["kind"] in _MADE_BY_A_STEP else ""
+    unnamed = "the model itself" if one["kind"] in _MADE_BY_A_STEP else ""
     return str(one["module"] or unnamed)
+
+
+def _maker(one: Mapping[str, Any]) -> str:
+    operation, module = _operation(one["op"]), _module(one)
+    return f"{operation} in {module}" if operation and module else operation or module
 
 
 def _room(page: Page, text_width: int) -> int:

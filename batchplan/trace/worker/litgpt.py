@@ -8,6 +8,7 @@ rest of the worker sees what transformers' models are: called with labels, it re
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import torch
@@ -175,24 +176,20 @@ def _refuse(request: dict[str, Any]) -> None:
 
 def _class_and_config(request: dict[str, Any], *, adapts: bool) -> tuple[Any, Any]:
     try:
-        from litgpt.config import Config
-        from litgpt.lora import GPT as AdaptedGPT
-        from litgpt.lora import Config as AdaptedConfig
-        from litgpt.model import GPT
+        module = importlib.import_module("litgpt.lora" if adapts else "litgpt.model")
     except ImportError as error:
         raise WorkerError(f"LitGPT cannot be imported: {one_line(error)}") from error
     fields = {name: value for name, value in request["config"].items() if name != "model_type"}
     if adapts:
         fields |= _adapter_fields(request)
     name = fields.pop("name", "")
-    config_class = AdaptedConfig if adapts else Config
     try:
-        config = _preset(config_class, name, fields) if name else config_class(**fields)
+        config = _preset(module.Config, name, fields) if name else module.Config(**fields)
     except (ValueError, TypeError) as error:
         raise RequestError(f"LitGPT does not accept this config: {one_line(error)}") from error
     if getattr(config, "n_expert", 0):
         raise WorkerError("LitGPT's experts choose tokens by value, which fake tensors lack.")
-    return (AdaptedGPT if adapts else GPT), config
+    return module.GPT, config
 
 
 def _preset(config_class: Any, name: str, fields: dict[str, Any]) -> Any:
@@ -248,9 +245,7 @@ def _instantiate(cls: Any, config: Any, request: dict[str, Any]) -> Any:
     # Registered first and run last; stages take their parameters in order of registration.
     model._modules["lm_head"] = model._modules.pop("lm_head")
     if request["method"] != "full":
-        from litgpt.lora import mark_only_lora_as_trainable
-
-        mark_only_lora_as_trainable(model)
+        importlib.import_module("litgpt.lora").mark_only_lora_as_trainable(model)
         for module in model.modules():
             # Made on first use and kept from then on: no activation.
             getattr(module, "lora_ind", None)
@@ -282,6 +277,6 @@ def _checkpoint(block: nn.Module) -> None:
 
     Source: lightning/fabric/strategies/fsdp.py, ``_setup_activation_checkpointing``.
     """
-    block.forward = functools.partial(  # type: ignore[method-assign]
+    block.forward = functools.partial(
         checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
     )

@@ -242,7 +242,8 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
         is_causal, num_attentions = True, 0
     trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
     frozen = sum(p.numel() for p in parameters.values() if not p.requires_grad)
-    groups = _groups(built, parameters, is_layer=sort == "kind" or (is_head and built.quantises_head))
+    in_4bit = sort == "kind" or (is_head and built.quantises_head)
+    groups = _groups(built, parameters, in_4bit=in_4bit)
     return {
         "trainable_params": grads_made,
         # A parameter that never gets a gradient needs no optimizer state: it is held, not trained.
@@ -265,7 +266,7 @@ def _count(key: Any, built: Built, grads_made: int) -> dict[str, Any]:
 
 
 def _groups(
-    built: Built, parameters: dict[str, nn.Parameter], *, is_layer: bool
+    built: Built, parameters: dict[str, nn.Parameter], *, in_4bit: bool
 ) -> list[dict[str, Any]]:
     """Return the parameters by shape and use, in order of first appearance."""
     counts: dict[Any, int] = {}
@@ -275,7 +276,7 @@ def _groups(
         kind = (
             tuple(parameter.shape),
             id(parameter) in built.trained,
-            is_layer and is_matrix and not parameter.requires_grad,
+            in_4bit and is_matrix and not parameter.requires_grad,
             id(parameter) in norms,
         )
         counts[kind] = counts.get(kind, 0) + 1

@@ -44,7 +44,7 @@ class MatMul4Bit(torch.autograd.Function):
         return torch.matmul(grad, _dequantised(weight, grad.dtype)), None, None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _holds_inputs() -> bool:
     """Whether the installed bitsandbytes is one that holds inputs; without one, the newest."""
     try:
