@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import A100, EMPTY_PASS, toy_profile
 
@@ -88,17 +88,19 @@ def test_nf4_takes_the_bits_the_paper_prints(double_quant: bool, bits: float):
     profile = toy_profile(method=Method.QLORA)
     quantised = sum(profile.stages[i].quantisable_params for i in profile.order)
     plain = profile.frozen_params - quantised
-    assert (bill.term("frozen weights") - 2 * plain) * 8 / quantised == pytest.approx(
-        bits, abs=0.001
-    )
+    # The paper counts constants alone; bitsandbytes keeps look-up tables for each matrix besides.
+    tables = profile.num_layers * (64 + (256 * 4 + 4) * double_quant)
+    found = bill.term("frozen weights") - 2 * plain - tables
+    assert found * 8 / quantised == pytest.approx(bits, abs=0.001)
 
 
 # https://github.com/bitsandbytes-foundation/bitsandbytes docs: 8-bit Adam keeps 2 bytes a
-# parameter where 32-bit Adam keeps 8; the blockwise constants add 4/256 bytes to each.
+# parameter where 32-bit Adam keeps 8; the blockwise constants add 4/256 bytes to each, and two
+# tables of 256 fp32 values are there once.
 def test_eight_bit_adam_keeps_about_a_quarter_of_the_states():
     whole = states(10**9, optimizer="adamw", numerics="fp32")
     small = states(10**9, optimizer="adamw-8bit", numerics="fp32")
-    assert whole - small == 8 * 10**9 - round(2 * 10**9 * (1 + 4 / 256))
+    assert whole - small == 8 * 10**9 - round(2 * 10**9 * (1 + 4 / 256)) - 2048
 
 
 # Published rows of fms-acceleration (HF Trainer, one A100-80GB, pure bf16, foreach AdamW): 10 bytes
@@ -190,6 +192,8 @@ def test_one_rank_makes_the_zero_stage_irrelevant_to_the_states(recipe: Recipe, 
     st.sampled_from([("ddp", "zero1"), ("zero1", "zero2"), ("zero2", "zero3")]),
 )
 def test_a_higher_stage_never_needs_more(num_params, num_ranks, numerics, pair):
+    # DeepSpeed clones even fp32 weights for its optimizer, which DDP does not.
+    assume(pair != ("ddp", "zero1") or numerics in (Numerics.BF16_MASTER, Numerics.FP16_MASTER))
     lower, higher = (
         states(num_params, num_ranks=num_ranks, numerics=numerics, sharding=s) for s in pair
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -49,6 +49,7 @@ from batchplan.memory.device import (
 )
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
 from batchplan.trace.recording import record_step
+from batchplan.units import format_bytes
 
 DEFAULT_TOP = 8
 
@@ -263,12 +264,9 @@ def _answer(
     reserved = free.reserved_peak_bytes if here.ran_out_at is not None else here.reserved_peak_bytes
     smallest = smallest_card_bytes(recording, expandable_segments=expandable)
     peak = peak_of(recording, free, phases, top)
-    if runs_out_in is None and retries.last_step:
-        text = (
-            f"It runs on {gpu.name} only by giving cached memory back to the driver "
-            "in every step, and each time stalls the device: that does not count as fitting."
-        )
-        caveats = (*caveats, Caveat(code="allocator-retries", text=text))
+    in_use = min(reserved, capacity) + _beside(gpu)
+    if runs_out_in is None:
+        caveats = (*caveats, *_fit_caveats(gpu, in_use, retries))
     return TraceAnswer(
         **known,
         batch=batch,
@@ -278,7 +276,7 @@ def _answer(
         memory=TracedMemory(
             allocated_peak_bytes=free.allocated_peak_bytes,
             reserved_peak_bytes=free.reserved_peak_bytes,
-            in_use_peak_bytes=min(reserved, capacity) + _beside(gpu),
+            in_use_peak_bytes=in_use,
             smallest_card_bytes=smallest + _beside(gpu),
             libraries_bytes=libraries_bytes(gpu),
             peak_phase=peak.phase,
@@ -289,6 +287,24 @@ def _answer(
         runs_out_in=runs_out_in,
         caveats=caveats,
     )
+
+
+def _fit_caveats(gpu: Gpu, in_use_bytes: int, retries: Retries) -> Iterator[Caveat]:
+    """Yield what to know of a configuration that runs on the device."""
+    left = gpu.usable_bytes - in_use_bytes
+    margin = IN_USE_ERROR.above(in_use_bytes) - in_use_bytes
+    if retries.last_step:
+        text = (
+            f"It runs on {gpu.name} only by giving cached memory back to the driver in every step, "
+            "and each time stalls the device: that does not count as fitting."
+        )
+        yield Caveat(code="allocator-retries", text=text)
+    elif left < margin:
+        text = (
+            f"What is left, {format_bytes(left)}, is less than the {IN_USE_ERROR.percent:g} % "
+            f"({format_bytes(margin)}) by which CUDA context and libraries make the sum uncertain."
+        )
+        yield Caveat(code="tight-fit", text=text)
 
 
 def _capacity(gpu: Gpu) -> int:

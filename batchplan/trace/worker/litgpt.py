@@ -241,7 +241,9 @@ def _instantiate(cls: Any, config: Any, request: dict[str, Any]) -> Any:
         torch.set_default_dtype(before)
     # Rotary tables too: Fabric casts the whole module, as Thunder's benchmark does.
     model.to(dtype)
-    model._batchplan_recipe = (request["loss"] == "chunked", request["method"] != "full")
+    adapts = request["method"] != "full"
+    # The LoRA recipe knows no other loss, so its standard one is chunked too.
+    model._batchplan_recipe = (adapts or request["loss"] == "chunked", adapts)
     # Registered first and run last; stages take their parameters in order of registration.
     model._modules["lm_head"] = model._modules.pop("lm_head")
     if request["method"] != "full":
