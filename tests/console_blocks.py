@@ -37,7 +37,7 @@ class Block:
     def needs_trace(self) -> bool:
         """Whether the command names a model whose code must run."""
         _, name, *rest = [*self.arguments, "", ""]
-        return name in ("estimate", "recommend") and "--params" not in rest
+        return name in ("estimate", "recommend", "trace") and "--params" not in rest
 
 
 def console_blocks(text: str, name: str) -> list[Block]:

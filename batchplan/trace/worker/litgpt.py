@@ -56,7 +56,7 @@ class _WithLoss:
         ``convert_output``; thunder/benchmarks/benchmark_litgpt.py (``standard``), without Fabric.
         """
         is_chunked, adapts = self._batchplan_recipe  # type: ignore[attr-defined]
-        chunks = {"lm_head_chunk_size": CHUNK} if is_chunked and adapts else {}
+        chunks = {"lm_head_chunk_size": CHUNK} if adapts else {}
         logits = super().forward(input_ids, **chunks)  # type: ignore[misc]
         if is_chunked:
             if isinstance(logits, list):
@@ -246,7 +246,7 @@ def _instantiate(cls: Any, config: Any, request: dict[str, Any]) -> Any:
     model._batchplan_recipe = (adapts or request["loss"] == "chunked", adapts)
     # Registered first and run last; stages take their parameters in order of registration.
     model._modules["lm_head"] = model._modules.pop("lm_head")
-    if request["method"] != "full":
+    if adapts:
         importlib.import_module("litgpt.lora").mark_only_lora_as_trainable(model)
         for module in model.modules():
             # Made on first use and kept from then on: no activation.
