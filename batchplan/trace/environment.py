@@ -11,7 +11,21 @@ from pathlib import Path
 
 from batchplan.errors import SpecError, TraceError
 
-PACKAGES = ("torch", "transformers", "peft", "litgpt", "bitsandbytes")
+MODEL_CODE = ("torch", "transformers", "peft", "litgpt", "bitsandbytes")
+TRAINERS = (
+    "accelerate",
+    "axolotl",
+    "deepspeed",
+    "lightning",
+    "llamafactory",
+    "ms-swift",
+    "torchtitan",
+    "torchtune",
+    "trl",
+    "unsloth",
+)
+PACKAGES = (*MODEL_CODE, *TRAINERS)
+"""What runs the model, and what decides how it is trained."""
 _QUERY_SECONDS = 60
 _QUERY = f"""
 import importlib.metadata as m, json

@@ -88,9 +88,12 @@ class _Player:
 
     def play(self, section: str, where: str = "") -> None:
         start, end = self._sections[section]
-        for at in range(start, end):
-            if at in self._phases:
+        for at in range(start, end + 1):
+            # A phase may start where nothing follows: a fused update makes and frees nothing.
+            if where and (at < end or start == end) and at in self._phases:
                 self._marks.append((len(self._events), f"{self._phases[at]}, {where}"))
+            if at == end:
+                break
             event = self._log[at]
             if event >= 0:
                 self._number_of[event] = len(self._allocations)
