@@ -155,9 +155,7 @@ class StageProfile:
         groups = (
             ParameterGroup(shape=(self.trainable_params,)),
             ParameterGroup(shape=(plain,), is_trained=False),
-            ParameterGroup(
-                shape=(self.quantisable_params,), is_trained=False, is_quantisable=True
-            ),
+            ParameterGroup(shape=(self.quantisable_params,), is_trained=False, is_quantisable=True),
         )
         return tuple(group for group in groups if group.num_elements)
 

@@ -162,7 +162,7 @@ class Recipe(Spec):
     reentrant: bool = False
     """Checkpointing by torch's older, reentrant implementation."""
     fp32_outputs: bool = False
-    """Autocast: the model's outputs are copied to fp32 (accelerate's ``convert_outputs_to_fp32``)."""
+    """Outputs are copied to fp32, as accelerate does around autocast (``convert_to_fp32``)."""
     zero_buckets: ZeroBuckets = ZeroBuckets.AUTO
     expandable_segments: bool = False
     """Allocator: ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""

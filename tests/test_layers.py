@@ -22,6 +22,7 @@ CORE = (
         "spec",
         "profile",
         "states",
+        "allocator",
         "memory",
         "throughput",
         "learning",

@@ -21,6 +21,7 @@ from batchplan.api.documents import (
     batch_document,
     caveats_document,
     device_document,
+    model_document,
     plain,
     recipe_document,
 )
@@ -48,7 +49,7 @@ from batchplan.memory.device import (
     libraries_bytes,
 )
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
-from batchplan.trace.recording import record_step
+from batchplan.trace.recording import RecordedRun, record_step
 from batchplan.units import format_bytes
 
 DEFAULT_TOP = 8
@@ -87,6 +88,8 @@ class TraceAnswer:
     inputs: dict[str, Any]
     """Keyword arguments of ``trace_step`` that give this answer again."""
     model: ModelInfo
+    num_params: int
+    num_trainable_params: int
     batch: Batch
     recipe: Recipe
     gpu: Gpu
@@ -99,18 +102,20 @@ class TraceAnswer:
     retries: Retries
     runs_out_in: str | None
     """The phase in which this device has no more room; None when all steps run."""
+    has_margin: bool
+    """Whether it also runs with the error of what is in use left free."""
     caveats: tuple[Caveat, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether every step runs without giving memory back once the run is steady."""
-        return self.runs_out_in is None and not self.retries.last_step
+        """Whether every step runs, with the error as a margin and no retries once steady."""
+        return self.has_margin and self.runs_out_in is None and not self.retries.last_step
 
     @property
     def headroom_bytes(self) -> int:
         """Usable bytes less those in use; what is missing, below zero, when it does not fit."""
         usable, memory = self.gpu.usable_bytes, self.memory
-        if self.fits:
+        if self.runs_out_in is None and not self.retries.last_step:
             return usable - memory.in_use_peak_bytes
         if self.runs_out_in is not None and memory.smallest_card_bytes > usable:
             return usable - memory.smallest_card_bytes
@@ -143,13 +148,7 @@ class TraceAnswer:
             "command": "trace",
             "inputs": self.inputs,
             "versions": self.versions,
-            "model": {
-                "id": self.model.id,
-                "architecture": self.model.architecture,
-                "source": self.model.source,
-                "revision": self.model.revision,
-                "max_seq_len": self.model.max_seq_len,
-            },
+            "model": model_document(self.model, self.num_params, self.num_trainable_params),
             "batch": batch_document(self.batch),
             "memory": plain(self.memory),
             "device": device_document(self.gpu),
@@ -207,39 +206,39 @@ def trace_step(
     policy = Policy(request, given, 1)
     recipe = policy.recipe()
     batch = checked(Batch, {**policy.sizes(), "seq_len": request.seq_len})
-    recording, versions = _record(request, recipe, batch, on_progress)
+    run = _record(request, recipe, batch, on_progress)
     if on_progress is not None:
         on_progress("replaying the allocator")
     inputs = request.inputs() | recipe_document(recipe)
     inputs |= {"micro_batch": batch.micro_batch, "accum_steps": batch.accum_steps, "top": top}
+    notes = tuple(Caveat(code="trace-note", text=note) for note in run.notes)
     return _answer(
-        recording,
+        run.recording,
         inputs=inputs,
-        model=request.model,
+        model=request.model.model_copy(update={"architecture": run.architecture}),
+        num_params=run.num_params,
+        num_trainable_params=run.num_trainable_params,
         batch=batch,
         recipe=recipe,
         gpu=request.gpu,
-        versions=versions,
+        versions=run.versions,
         top=top,
-        caveats=(*request.caveats, *policy.caveats(recipe, batch)),
+        caveats=(*request.caveats, *policy.caveats(recipe, batch), *notes),
     )
 
 
 def _record(
     request: Request, recipe: Recipe, batch: Batch, on_progress: OnProgress | None
-) -> tuple[Recording, dict[str, str]]:
-    if request.library != "transformers":
-        raise SpecError(
-            f"Models of {request.library} cannot be recorded yet; estimate prices them."
-        )
+) -> RecordedRun:
     return record_step(
-        config=dict(request.config),
+        config=request.traced_config,
         recipe=recipe,
         batch=batch,
         workspace_bytes=cublas_workspace_bytes(request.gpu) // CUBLAS_HANDLES,
         model_ref=request.model_text or "",
         python=request.python,
         trust_remote_code=request.trust_remote_code,
+        library=request.library,
         on_progress=on_progress,
     )
 
@@ -262,11 +261,13 @@ def _answer(
     retries = _retries(recording, here, capacity, phases, expandable=expandable)
     runs_out_in = None if here.ran_out_at is None else phase_at(phases, here.ran_out_at).words
     reserved = free.reserved_peak_bytes if here.ran_out_at is not None else here.reserved_peak_bytes
+    with_margin = max(0, IN_USE_ERROR.within(gpu.usable_bytes) - _beside(gpu))
+    has_margin = _runs_smoothly(recording, with_margin, phases, expandable=expandable)
     smallest = smallest_card_bytes(recording, expandable_segments=expandable)
     peak = peak_of(recording, free, phases, top)
     in_use = min(reserved, capacity) + _beside(gpu)
     if runs_out_in is None:
-        caveats = (*caveats, *_fit_caveats(gpu, in_use, retries))
+        caveats = (*caveats, *_fit_caveats(gpu, in_use, retries, has_margin=has_margin))
     return TraceAnswer(
         **known,
         batch=batch,
@@ -285,26 +286,37 @@ def _answer(
         peak=peak,
         retries=retries,
         runs_out_in=runs_out_in,
+        has_margin=has_margin,
         caveats=caveats,
     )
 
 
-def _fit_caveats(gpu: Gpu, in_use_bytes: int, retries: Retries) -> Iterator[Caveat]:
+def _fit_caveats(
+    gpu: Gpu, in_use_bytes: int, retries: Retries, *, has_margin: bool
+) -> Iterator[Caveat]:
     """Yield what to know of a configuration that runs on the device."""
-    left = gpu.usable_bytes - in_use_bytes
-    margin = IN_USE_ERROR.above(in_use_bytes) - in_use_bytes
     if retries.last_step:
         text = (
             f"It runs on {gpu.name} only by giving cached memory back to the driver in every step, "
             "and each time stalls the device: that does not count as fitting."
         )
         yield Caveat(code="allocator-retries", text=text)
-    elif left < margin:
+    elif not has_margin:
         text = (
-            f"What is left, {format_bytes(left)}, is less than the {IN_USE_ERROR.percent:g} % "
-            f"({format_bytes(margin)}) by which CUDA context and libraries make the sum uncertain."
+            f"It runs with {format_bytes(gpu.usable_bytes - in_use_bytes)} left, but not with the "
+            f"{IN_USE_ERROR.percent:g} % to spare by which context and libraries make the sum "
+            "uncertain, so it does not count as fitting: probe before relying on it."
         )
         yield Caveat(code="tight-fit", text=text)
+
+
+def _runs_smoothly(
+    recording: Recording, capacity: int, phases: Sequence[Phase], *, expandable: bool
+) -> bool:
+    """Return whether all steps run, the last without giving memory back."""
+    played = replay(recording, capacity_bytes=capacity, expandable_segments=expandable)
+    retries = _retries(recording, played, capacity, phases, expandable=expandable)
+    return played.ran_out_at is None and not retries.last_step
 
 
 def _capacity(gpu: Gpu) -> int:

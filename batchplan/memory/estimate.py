@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from batchplan.errors import SpecError
 from batchplan.memory.activations import Instant, fold
 from batchplan.memory.bill import input_bytes, overhead_terms, state_terms, tensor_terms
-from batchplan.memory.device import ALLOCATED_ERROR
+from batchplan.memory.device import ALLOCATED_ERROR, SHARDED_ALLOCATED_ERROR
 from batchplan.memory.parameters import Parameters
 from batchplan.memory.reserve import Reserve, least_reserve, played_reserve
 from batchplan.memory.setting import Setting, prepare
@@ -124,7 +124,7 @@ def _estimate(setting: Setting, batch: Batch, instants: _Instants, reserve: Rese
         reserved_peak_bytes=allocated + reserve.term.num_bytes,
         in_use_peak_bytes=in_use,
         host_bytes=setting.states.host_bytes,
-        allocated_error=ALLOCATED_ERROR,
+        allocated_error=(SHARDED_ALLOCATED_ERROR if setting.num_shards > 1 else ALLOCATED_ERROR),
         reserved_error=reserve.reserved_error,
         in_use_error=reserve.in_use_error,
         bound_bytes=min(bound, setting.gpu.usable_bytes) if reserve.runs_at_limit else bound,

@@ -60,7 +60,7 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
     usable = setting.gpu.usable_bytes
     runs_at_limit = False
     if IN_USE_ERROR.above(allocated_bytes + reserve + beside) > usable:
-        room = round(usable / IN_USE_ERROR.above(1_000_000) * 1_000_000) - beside
+        room = IN_USE_ERROR.within(usable) - beside
         if ALLOCATED_ERROR.above(allocated_bytes) <= room:
             at_limit = play(setting, batch, capacity_bytes=room)
             runs_at_limit = at_limit is not None and at_limit.runs_smoothly

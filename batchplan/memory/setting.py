@@ -81,10 +81,12 @@ class Setting:
             holds_root=is_fsdp,
         )
         if accum_steps > 1:
+            # ZeRO-2 reduces into a second partition, which is then added to the first.
+            is_zero2 = self.rule.engine is Engine.DEEPSPEED and not (whole or self.rule.weights)
             yield GradientLife(
                 resident_bytes=self.states.gradients,
                 made_bytes=width,
-                kept_bytes=0,
+                kept_bytes=kept if is_zero2 else 0,
                 holds_stage=is_fsdp,
                 holds_root=is_fsdp,
             )

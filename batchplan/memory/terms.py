@@ -28,6 +28,10 @@ class ErrorBand:
         """Return the upper end of the interval around ``num_bytes``."""
         return round(num_bytes * (1 + self.percent / 100))
 
+    def within(self, num_bytes: int) -> int:
+        """Return the largest figure whose upper end is within ``num_bytes``."""
+        return int(num_bytes / (1 + self.percent / 100))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:

@@ -114,6 +114,11 @@ def _print_verdict(page: Page, document: Mapping[str, Any]) -> None:
             f"It reserves less here: the allocator gives memory back {_often(retries['total'])} in "
             "the first steps, and never later."
         )
+    if not document["fits"]:
+        page.line(
+            f"Too tight: it runs with {format_bytes(headroom)} free of {usable}.", style="red"
+        )
+        return
     page.line(f"Fits: {format_bytes(headroom)} free of {usable}.", style="green")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ WORKSPACES = 2
 """cuBLAS handles: the forward's stream and autograd's thread."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRun:
+    """What the worker recorded, and what ran it."""
+
+    recording: Recording
+    versions: dict[str, str]
+    architecture: str
+    num_params: int
+    """Parameters of the model's own, adapters left out."""
+    num_trainable_params: int
+    notes: tuple[str, ...]
+    """What the worker could not do exactly, in words."""
+
+
 def record_step(
     *,
     config: dict[str, Any],
@@ -29,9 +44,10 @@ def record_step(
     model_ref: str = "",
     python: Path | None = None,
     trust_remote_code: bool = False,
+    library: str = "transformers",
     on_progress: Callable[[str], None] | None = None,
-) -> tuple[Recording, dict[str, str]]:
-    """Run a whole step of the whole model on fake tensors; return its story and the versions.
+) -> RecordedRun:
+    """Run a whole step of the whole model on fake tensors and return its story.
 
     ``workspace_bytes`` is what one cuBLAS handle takes of the allocator on the device. More than
     two micro-batches are recorded as two, which allocate alike from the second on.
@@ -46,11 +62,18 @@ def record_step(
         recipe=recipe,
         batch=batch,
         trust_remote_code=trust_remote_code,
+        library=library,
     )
     reply = run_worker(request, python=python, on_progress=on_progress)
     try:
-        recording = assemble(reply, batch.accum_steps, workspace_bytes)
-        return recording, {str(name): str(version) for name, version in reply["versions"]}
+        return RecordedRun(
+            recording=assemble(reply, batch.accum_steps, workspace_bytes),
+            versions={str(name): str(version) for name, version in reply["versions"]},
+            architecture=str(reply["architecture"]),
+            num_params=int(reply["num_params"]),
+            num_trainable_params=int(reply["num_trainable_params"]),
+            notes=tuple(str(note) for note in reply["notes"]),
+        )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise TraceError(f"The worker's recording is damaged: {error!r}.") from error
 

@@ -64,7 +64,8 @@ def trace_request(
         "lora_targets": recipe.lora_targets if adapts else "",
         "lora_dropout": recipe.lora_dropout if adapts else 0.0,
         "adapter_dtype": dtypes.weights.value if adapts else "",
-        "fp32_outputs": recipe.fp32_outputs and dtypes.autocast,
+        # accelerate does it around an autocast forward, LitGPT's Fabric around any.
+        "fp32_outputs": recipe.fp32_outputs and (dtypes.autocast or library == "litgpt"),
     }
 
 
@@ -79,6 +80,7 @@ def recording_request(
     recipe: Recipe,
     batch: Batch,
     trust_remote_code: bool = False,
+    library: str = "transformers",
 ) -> dict[str, Any]:
     """Return the worker's request for a recording of whole steps.
 
@@ -91,6 +93,7 @@ def recording_request(
         recipe=recipe,
         seq_len=batch.seq_len,
         trust_remote_code=trust_remote_code,
+        library=library,
     )
     dtypes = resolve_dtypes(recipe)
     for is_true, what in (

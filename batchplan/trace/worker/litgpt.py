@@ -243,7 +243,8 @@ def _instantiate(cls: Any, config: Any, request: dict[str, Any]) -> Any:
     model.to(dtype)
     adapts = request["method"] != "full"
     # The LoRA recipe knows no other loss, so its standard one is chunked too.
-    model._batchplan_recipe = (adapts or request["loss"] == "chunked", adapts)
+    is_fabric = request["loss"] == "chunked" or request["fp32_outputs"]
+    model._batchplan_recipe = (adapts or is_fabric, adapts)
     # Registered first and run last; stages take their parameters in order of registration.
     model._modules["lm_head"] = model._modules.pop("lm_head")
     if adapts:

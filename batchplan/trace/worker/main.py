@@ -67,10 +67,9 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
                 ) from error
 
         joined = make_profile(built, step, request["seq_len"])
-    architecture = built.model if request["method"] == "full" else built.model.get_base_model()
     return {
         **joined,
-        "architecture": type(architecture).__name__,
+        "architecture": _architecture(built, request),
         "num_params": built.num_params,
         "hidden_size": _hidden_size(built),
         "buffer_bytes": sum(b.numel() * b.element_size() for b in built.model.buffers()),
@@ -78,6 +77,11 @@ def _trace(request: dict[str, Any]) -> dict[str, Any]:
         "versions": _versions(request),
         "notes": built.notes,
     }
+
+
+def _architecture(built: Any, request: dict[str, Any]) -> str:
+    model = built.model if request["method"] == "full" else built.model.get_base_model()
+    return type(model).__name__
 
 
 def _record(request: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +98,14 @@ def _record(request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             name = type(built.model).__name__
             raise WorkerError(f"{name} cannot be recorded: {one_line(error)}") from error
-    return {**log, "versions": _versions(request), "notes": built.notes}
+    return {
+        **log,
+        "architecture": _architecture(built, request),
+        "num_params": built.num_params,
+        "num_trainable_params": sum(p.numel() for p in built.model.parameters() if p.requires_grad),
+        "versions": _versions(request),
+        "notes": built.notes,
+    }
 
 
 @contextlib.contextmanager

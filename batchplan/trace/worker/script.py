@@ -49,7 +49,6 @@ def write_scripts(
     made_by: dict[int, tuple[int, int]] = {}
     start = 0
     for number, (interval, end) in enumerate(zip(intervals, ends)):
-        in_backward = number >= len(step.forward)
         here = order.index(interval.stage) if interval.stage in order else 0
         count = 0
         for at in range(start, end):

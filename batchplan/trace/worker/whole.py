@@ -90,11 +90,13 @@ def record(built: Built, request: dict[str, Any]) -> dict[str, Any]:
         sections[name] = (start, len(recorder.log))
 
     def start() -> None:
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             kind = "weights" if parameter.requires_grad else "frozen weights"
             tensors = packed.get(id(parameter), [parameter])
             for tensor in tensors:
+                where.enter(name.rpartition(".")[0])
                 _hold(recorder, kinds, tensor, kind)
+                where.leave()
         for buffer in model.buffers():
             _hold(recorder, kinds, buffer, "model buffers")
 
