@@ -19,6 +19,7 @@ from batchplan.api.peaks import REMAINDERS, TEMPORARIES
 from batchplan.errors import SpecError
 from batchplan.memory.device import libraries_bytes
 from batchplan.render.trace import print_trace
+from batchplan.trace.recording import RecordedRun
 from batchplan.units import GIB, MIB
 
 KEYS = {
@@ -122,7 +123,14 @@ def recorded(monkeypatch):
     def answer(recording: Recording, **fields):
         def record_step(**more):
             asked.append(more)
-            return recording, {"torch": "2.13.0"}
+            return RecordedRun(
+                recording=recording,
+                versions={"torch": "2.13.0"},
+                architecture="Qwen2ForCausalLM",
+                num_params=494_032_768,
+                num_trainable_params=494_032_768,
+                notes=(),
+            )
 
         monkeypatch.setattr("batchplan.api.tracing.record_step", record_step)
         fields = {"gpu": "24GiB", "seq_len": 128, "micro_batch": 1, **fields}
@@ -276,12 +284,12 @@ def test_running_only_by_giving_memory_back_in_every_step_is_not_fitting(recorde
 
 def test_giving_memory_back_in_the_first_steps_alone_is_fitting(recorded):
     story = Story()
-    story.free(story.make(40, "weights"))
+    story.free(story.make(4000, "weights"))
     for step in (1, 2, 3):
         story.mark(f"forward, step {step}, micro-batch 1 of 1")
-        story.free(story.make(60, module="model.layers.0"))
+        story.free(story.make(6000, module="model.layers.0"))
         story.mark(f"end of step, step {step}")
-    answer = recorded(story.told(), gpu=card_with(recorded(story.told()), 64))
+    answer = recorded(story.told(), gpu=card_with(recorded(story.told()), 6600))
     assert (answer.retries.total, answer.retries.last_step) == (1, 0)
     assert answer.fits
     assert answer.memory.reserved_peak_bytes == 100 * MIB

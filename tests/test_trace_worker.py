@@ -66,11 +66,6 @@ def test_what_changes_activations_changes_the_request():
     assert len({json.dumps(request(TINY, recipe)) for recipe in recipes}) == len(recipes)
 
 
-def test_selective_checkpointing_is_refused_rather_than_guessed():
-    with pytest.raises(SpecError, match="Selective checkpointing is not modelled"):
-        request(TINY, Recipe(checkpointing="selective"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),

@@ -288,17 +288,41 @@ def _best(
 
 
 def _reach(question: Question, space: SearchSpace, failed: Candidate, memory: Estimate) -> int:
-    """Return the largest micro-batch below ``failed`` worth confirming on its layout.
+    """Return the largest micro-batch below ``failed`` that is confirmed on its layout; 0 if none.
 
-    What the quick price missed at ``failed`` is taken to grow in proportion.
+    What the quick price missed where it failed is taken to grow in proportion, which leads close;
+    from there it is one step at a time.
     """
-    layout, accum_steps = failed.layout, failed.accum_steps
+    layout, accum_steps, usable = failed.layout, failed.accum_steps, question.gpu.usable_bytes
 
-    def quick(micro_batch: int) -> int:
-        return _price(question, space, layout, micro_batch, accum_steps).bound_bytes
+    def guess(bound_bytes: int, failing: int) -> int:
+        allowed = usable * _quick_bound(question, space, layout, failing, accum_steps) / bound_bytes
+        return _bisect(
+            lambda size: _quick_bound(question, space, layout, size, accum_steps) <= allowed,
+            1,
+            failing - 1,
+        )
 
-    allowed = question.gpu.usable_bytes * quick(failed.micro_batch) / memory.bound_bytes
-    return _bisect(lambda size: quick(size) <= allowed, 1, failed.micro_batch - 1)
+    low, high = 0, failed.micro_batch
+    probe = guess(memory.bound_bytes, high)
+    while high - low > 1:
+        probe = min(max(probe, low + 1), high - 1)
+        bound = question.pricer.confirm(
+            recipe=layout.recipe,
+            batch=_batch(space, layout, probe, accum_steps),
+            cluster=layout.cluster,
+        ).bound_bytes
+        if bound <= usable:
+            low, probe = probe, probe + 1
+        else:
+            high, probe = probe, guess(bound, probe)
+    return low
+
+
+def _quick_bound(
+    question: Question, space: SearchSpace, layout: Layout, micro_batch: int, accum_steps: int
+) -> int:
+    return _price(question, space, layout, micro_batch, accum_steps).bound_bytes
 
 
 def _is_beyond(each: Candidate, failed: Candidate, reach: int) -> bool:
