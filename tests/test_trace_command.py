@@ -292,11 +292,13 @@ def test_giving_memory_back_in_the_first_steps_alone_is_fitting(recorded):
     answer = recorded(story.told(), gpu=card_with(recorded(story.told()), 6600))
     assert (answer.retries.total, answer.retries.last_step) == (1, 0)
     assert answer.fits
-    assert answer.memory.reserved_peak_bytes == 100 * MIB
-    assert answer.memory.in_use_peak_bytes == 60 * MIB + beside(answer)
-    assert answer.headroom_bytes == 4 * MIB
-    assert "tight-fit" in {one.code for one in answer.caveats}
-    assert "tight-fit" not in {one.code for one in recorded(story.told()).caveats}
+    assert answer.memory.reserved_peak_bytes == 10_000 * MIB
+    assert answer.memory.in_use_peak_bytes == 6000 * MIB + beside(answer)
+    assert answer.headroom_bytes == 600 * MIB
+    assert "tight-fit" not in {one.code for one in answer.caveats}
+    tight = recorded(story.told(), gpu=card_with(recorded(story.told()), 6100))
+    assert "tight-fit" in {one.code for one in tight.caveats}
+    assert not tight.fits
     assert "gives memory back once in the first steps" in " ".join(page(answer).split())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,10 +11,12 @@ from batchplan.allocator import Block, CachingAllocator
 from batchplan.profile import Action, ActivationProfile, StageProfile, Use
 
 _ENTRY = 3
+_MAKE, _FREE_OWN, _FREE_OTHER = map(int, (Action.MAKE, Action.FREE_OWN, Action.FREE_OTHER))
+"""Plain numbers: a run compares them a hundred thousand times."""
 _ANYWHERE = 6
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Made:
     """One allocation of a script; no block once it is freed."""
 
@@ -66,10 +69,15 @@ class MicroBatch:
         self._stages: list[StageProfile] = [stages[index] for index in profile.order]
         sizes = profile.sizes_at(micro_batch)
         self._sizes = [size(micro_batch, seq_len) for size in sizes]
+        self._entries = {
+            script: tuple(zip(*[iter(script)] * _ENTRY, strict=True))
+            for stage in stages
+            for script in (stage.forward.script, stage.backward.script)
+        }
         self._allocator = allocator
         self._surroundings = surroundings
         self._made: dict[tuple[int, bool], list[_Made]] = {}
-        self._live: dict[int, list[_Made]] = {}
+        self._live: dict[int, list[_Made]] = defaultdict(list)
 
     def play(self, gradients: Gradients) -> None:
         """Run forward and backward; what scripts leave behind is freed at the end."""
@@ -92,16 +100,20 @@ class MicroBatch:
     def _run(
         self, at: int, script: tuple[int, ...], gradients: Gradients, *, in_backward: bool
     ) -> None:
-        own = self._made[at, in_backward] = []
-        for entry in range(0, len(script), _ENTRY):
-            action, what, how = script[entry : entry + _ENTRY]
-            if action == Action.MAKE:
-                made = _Made(size=what, use=how, block=self._malloc(self._sizes[what]))
+        own: list[_Made] = []
+        self._made[at, in_backward] = own
+        sizes, live, malloc, free = self._sizes, self._live, self._malloc, self._allocator.free
+        for action, what, how in self._entries[script]:
+            if action == _MAKE:
+                made = _Made(what, how, malloc(sizes[what]))
                 own.append(made)
-                self._live.setdefault(what, []).append(made)
-            elif action == Action.FREE_OWN:
-                self._free(own[what])
-            elif action == Action.FREE_OTHER:
+                live[what].append(made)
+            elif action == _FREE_OWN:
+                made = own[what]
+                if made.block is not None:
+                    free(made.block)
+                    made.block = None
+            elif action == _FREE_OTHER:
                 self._free(self._find(at, what, how))
             else:
                 self._accumulate(own[what], gradients)
@@ -126,7 +138,7 @@ class MicroBatch:
             for made in reversed(self._made.get(where, [])):
                 if made.size == size and made.block is not None:
                     return made
-        alive = self._live.get(size, [])
+        alive = self._live[size]
         while alive and alive[-1].block is None:
             alive.pop()
         return alive[-1] if alive else None

@@ -67,7 +67,7 @@ def assemble(
         step_time=None if timer is None else timer.step_time(batch.micro_batch, batch.accum_steps),
         target_deviation=off,
         learning_rate=_learning_rate(question, recipe, batch),
-        peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch),
+        peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch, memory),
         caveats=(
             *_target_caveats(question.goal, batch, off, target),
             *_accumulation_caveats(recipe, batch, target),
@@ -108,12 +108,19 @@ def _learning_rate(question: Question, recipe: Recipe, batch: Batch) -> Learning
     )
 
 
-def _unaccumulated_peak(pricer: Pricer, layout: Layout, batch: Batch) -> int | None:
+def _unaccumulated_peak(
+    pricer: Pricer, layout: Layout, batch: Batch, memory: Estimate
+) -> int | None:
+    """Return the peak at K = 1: what the quick price says is more, on top of the plan's own."""
     whole = batch.micro_batch * batch.accum_steps
     if batch.accum_steps == 1 or whole > MAX_MICRO_BATCH or not pricer.counts_activations:
         return None
     at_once = batch.model_copy(update={"micro_batch": whole, "accum_steps": 1})
-    return pricer.confirm(recipe=layout.recipe, batch=at_once, cluster=layout.cluster).peak_bytes
+    quick, quick_at_once = (
+        pricer.price(recipe=layout.recipe, batch=each, cluster=layout.cluster).peak_bytes
+        for each in (batch, at_once)
+    )
+    return memory.peak_bytes + quick_at_once - quick
 
 
 def _target_caveats(
