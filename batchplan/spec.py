@@ -168,6 +168,8 @@ class Recipe(Spec):
     """Allocator: ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
     sync_each_batch: bool = True
     """FSDP: reduce-scatter after every micro-batch. False keeps whole gradients when K >= 2."""
+    fsdp_version: Annotated[int, Field(ge=1, le=2)] = 2
+    """FSDP: 1 is ``FullyShardedDataParallel``, 2 is ``fully_shard``."""
     bucket_view: bool = False
     """DDP: gradients are views of the communication buckets (torch's default is False)."""
 

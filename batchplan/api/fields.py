@@ -39,6 +39,7 @@ class RecipeFields(TypedDict, total=False):
     zero_buckets: str | None
     expandable_segments: bool | None
     sync_each_batch: bool | None
+    fsdp_version: int | None
     bucket_view: bool | None
 
 

@@ -188,6 +188,9 @@ RECIPE: Options = {
         "FSDP: reduce gradients after every micro-batch. Default: {sync_each_batch}.",
         "--sync-each-batch/--no-sync-each-batch",
     ),
+    "fsdp_version": option(
+        int, "FSDP: 1 (FullyShardedDataParallel) or 2 (fully_shard). Default: 2.", metavar="1|2"
+    ),
     "bucket_view": option(
         bool | None,
         "DDP: gradients are views of the communication buckets. Default: no.",

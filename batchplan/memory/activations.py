@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import groupby
 
-from batchplan.profile import ActivationProfile, Pass
+from batchplan.profile import ActivationProfile, Pass, StageProfile
 
 HEAD = "head and loss"
 
@@ -32,12 +33,23 @@ class GradientLife:
     """FSDP: gradients outside the layers stay whole until the whole backward ends."""
 
 
+class Place(StrEnum):
+    """Where in the step an instant lies, as far as buffers care."""
+
+    LAYER_FORWARD = "in a layer's forward"
+    LAYER_BACKWARD = "in a layer's backward"
+    FIRST_LAYER_BACKWARD = "in the first layer's backward, the last to run"
+    OUTSIDE_LAYERS = "in embedding, bridge or head"
+    OPTIMIZER_STEP = "in the optimizer step"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instant:
     """Live bytes at the highest point of one stage, by what they are."""
 
     phase: str
     stage: str
+    place: Place
     saved: int
     transient: int
     head: int
@@ -50,9 +62,17 @@ class Instant:
 
 
 def fold(
-    *, profile: ActivationProfile, micro_batch: int, seq_len: int, life: GradientLife
+    *,
+    profile: ActivationProfile,
+    micro_batch: int,
+    seq_len: int,
+    life: GradientLife,
+    keeps_inputs: bool = False,
 ) -> Iterator[Instant]:
-    """Yield the highest instant of each end of each run of stages, in time order."""
+    """Yield the highest instant of each end of each run of stages, in time order.
+
+    ``keeps_inputs``: a layer's input and the gradient of it stay until backward ends.
+    """
     stages = profile.stages_at(micro_batch)
     runs = [(index, len(list(group))) for index, group in groupby(profile.order)]
     saved = head = 0
@@ -67,6 +87,7 @@ def fold(
             yield Instant(
                 phase="forward",
                 stage=stage.name,
+                place=Place.LAYER_FORWARD if stage.is_layer else Place.OUTSIDE_LAYERS,
                 saved=saved + step * delta,
                 transient=0 if is_head else high,
                 head=high if is_head else 0,
@@ -81,9 +102,13 @@ def fold(
         for index, count in runs
     )
 
-    for index, count in reversed(runs):
+    first_layer = next((at for at, (index, _) in enumerate(runs) if stages[index].is_layer), None)
+    for at in range(len(runs) - 1, -1, -1):
+        index, count = runs[at]
         stage = stages[index]
         delta = stage.backward.delta(micro_batch, seq_len)
+        if keeps_inputs and stage.is_layer:
+            delta += 2 * stage.forward.delta(micro_batch, seq_len)
         high, made = _highest(
             stage.backward, micro_batch, seq_len, life.made_bytes, growing=life.holds_stage
         )
@@ -93,6 +118,7 @@ def fold(
             yield Instant(
                 phase="backward",
                 stage=stage.name,
+                place=_backward_place(stage, is_first=at == first_layer and step == count - 1),
                 saved=saved + (0 if stage.name == HEAD else step * delta),
                 transient=0 if stage.name == HEAD else high,
                 head=head + (high if stage.name == HEAD else 0),
@@ -104,6 +130,12 @@ def fold(
             saved, head = saved + head + count * delta, 0
         else:
             saved += count * delta
+
+
+def _backward_place(stage: StageProfile, *, is_first: bool) -> Place:
+    if not stage.is_layer:
+        return Place.OUTSIDE_LAYERS
+    return Place.FIRST_LAYER_BACKWARD if is_first else Place.LAYER_BACKWARD
 
 
 def _ends(count: int) -> tuple[int, ...]:

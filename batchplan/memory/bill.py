@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchplan.memory.activations import Instant
+from batchplan.memory.activations import Instant, Place
 from batchplan.memory.buffers import INPUT_BYTES_PER_TOKEN
 from batchplan.memory.device import (
     COMMUNICATOR_SOURCE,
@@ -62,10 +62,9 @@ def state_terms(
     )
 
 
-def tensor_terms(
-    *, setting: Setting, peak: Instant, batch: Batch, in_step: bool
-) -> tuple[Term, ...]:
+def tensor_terms(*, setting: Setting, peak: Instant, batch: Batch) -> tuple[Term, ...]:
     """Return every term of live tensors at the peak instant."""
+    in_step = peak.place is Place.OPTIMIZER_STEP
     buffers = setting.buffers
     states = state_terms(
         states=setting.states,
@@ -101,13 +100,13 @@ def tensor_terms(
         ),
         Term(
             name="gather buffers",
-            num_bytes=0 if in_step else buffers.gathered_bytes,
+            num_bytes=buffers.gathered.get(peak.place, 0),
             formula=buffers.gathered_formula,
             source=buffers.source,
         ),
         Term(
             name="communication buffers",
-            num_bytes=setting.communication_bytes(in_step=in_step),
+            num_bytes=buffers.communication.get(peak.place, 0),
             formula=buffers.communication_formula,
             source=buffers.source,
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from batchplan.memory.activations import Place
 from batchplan.memory.parameters import Parameters
 from batchplan.memory.shards import flat_groups
 from batchplan.memory.states import States
@@ -18,21 +20,29 @@ INPUT_BYTES_PER_TOKEN = 24
 before the first forward (transformers ``trainer.py``, ``get_batch_samples``)."""
 
 
+PASSES = tuple(place for place in Place if place is not Place.OPTIMIZER_STEP)
+_LAYERS_BACKWARD = (Place.LAYER_BACKWARD, Place.FIRST_LAYER_BACKWARD)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """Bytes that live through forward and backward, and why."""
+    """Bytes of buffers by where in the step they are looked at, and why; 0 where not named."""
 
-    gathered_bytes: int
+    gathered: Mapping[Place, int]
     gathered_formula: str
-    communication_bytes: int
+    communication: Mapping[Place, int]
     communication_formula: str
     source: str
 
+    def at(self, place: Place) -> int:
+        """Return all of them at a place."""
+        return self.gathered.get(place, 0) + self.communication.get(place, 0)
+
 
 _NONE = Buffers(
-    gathered_bytes=0,
+    gathered={},
     gathered_formula="nothing is sharded",
-    communication_bytes=0,
+    communication={},
     communication_formula="one rank sends nothing",
     source="",
 )
@@ -56,9 +66,9 @@ def compute_buffers(
         if num_ranks == 1 or recipe.bucket_view:
             return _NONE
         return Buffers(
-            gathered_bytes=0,
+            gathered={},
             gathered_formula="weights are whole on every rank",
-            communication_bytes=states.gradients_whole,
+            communication=dict.fromkeys(Place, states.gradients_whole),
             communication_formula="buckets hold a copy of every gradient",
             source="torch DistributedDataParallel, gradient_as_bucket_view=False",
         )
@@ -95,9 +105,9 @@ def _deepspeed(
         gathered = BYTES_PER_ELEMENT[dtypes.compute] * live
         formula = f"min(P, stage3_max_live_parameters 1e9 + prefetch {prefetched:,}) in 16 bits"
     return Buffers(
-        gathered_bytes=gathered,
+        gathered=dict.fromkeys(PASSES, gathered),
         gathered_formula=formula,
-        communication_bytes=width * (bucket + copied),
+        communication=dict.fromkeys(PASSES, width * (bucket + copied)),
         communication_formula=f"reduce bucket of {bucket:,} elements ({recipe.zero_buckets}) and "
         "a copy of what is being reduced",
         source="deepspeed zero/config.py, stage_1_and_2.py, stage3.py; transformers "
@@ -132,24 +142,43 @@ def _copied_elements(
 def _fsdp(
     profile: ActivationProfile, recipe: Recipe, dtypes: Dtypes, rule: ShardingRule
 ) -> Buffers:
+    """Return FSDP's gathered weights and flat buffers.
+
+    The root's weights (embedding, norm, head) stay through both passes. A layer is gathered into a
+    flat buffer and copied out (version 2) or gathered in place (version 1). Backward gathers the
+    next layer ahead and holds the gradients of the one before until they are sent.
+
+    Source: torch ``_fsdp_param_group.py``, ``_fsdp_collectives.py``; ``_flat_param.py``,
+    ``_runtime_utils.py``; seen alike in recordings of the real ``fully_shard``.
+    """
     unit_bytes = fsdp_unit_bytes(profile, recipe, dtypes)
     is_layer = [profile.stages[index].is_layer for index in profile.order]
     layers = [size for size, keep in zip(unit_bytes, is_layer, strict=True) if keep]
     root = sum(unit_bytes) - sum(layers)
-    if rule.reshards_after_forward:
-        window = max((sum(layers[i : i + 2]) for i in range(len(layers))), default=0)
-        formula = "root unit + two neighbouring layers (current and prefetched)"
-    else:
-        window = sum(layers)
-        formula = "root unit + every layer, kept from forward to backward"
     largest = max(layers, default=0)
+    if rule.reshards_after_forward:
+        outside, forward = root, root + largest
+        backward = root + max((sum(layers[i : i + 2]) for i in range(len(layers))), default=0)
+        formula = "root unit + layer at hand; in backward also the one gathered ahead"
+    else:
+        outside = forward = backward = root + sum(layers)
+        formula = "root unit + every layer, kept from forward to backward"
     reduced = max(fsdp_reduced_bytes(profile, dtypes))
+    flat = largest if recipe.fsdp_version > 1 else 0
     return Buffers(
-        gathered_bytes=root + window,
+        gathered={
+            Place.LAYER_FORWARD: forward,
+            Place.LAYER_BACKWARD: backward,
+            Place.FIRST_LAYER_BACKWARD: forward,
+            Place.OUTSIDE_LAYERS: outside,
+        },
         gathered_formula=formula,
-        communication_bytes=largest + reduced,
-        communication_formula="all-gather output of one layer + reduce-scatter input of one unit",
-        source="torch _fsdp_param_group.py, _fsdp_collectives.py: prefetch 1, one reduce-scatter",
+        communication={
+            place: flat + reduced if place in _LAYERS_BACKWARD else flat for place in PASSES
+        },
+        communication_formula="flat all-gather output of one layer (version 2); in backward also "
+        "the reduce-scatter input of one unit",
+        source="torch _fsdp_param_group.py, _fsdp_collectives.py, _flat_param.py",
     )
 
 

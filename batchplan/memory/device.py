@@ -33,8 +33,8 @@ ALLOCATED_ERROR = ErrorBand(
     basis="within 0.01 % on 8 public runs with the same library versions, else up to 10 %",
 )
 SHARDED_ALLOCATED_ERROR = ErrorBand(
-    percent=6.0,
-    basis="0 to -5.2 % on 6 public runs on two A100 under FSDP",
+    percent=2.0,
+    basis="0 to -0.6 % on 6 public runs under FSDP 1 on two A100; shards exact on CPU",
 )
 RESERVED_ERROR = ErrorBand(
     percent=3.0,
@@ -43,6 +43,10 @@ RESERVED_ERROR = ErrorBand(
 IN_USE_ERROR = ErrorBand(
     percent=5.0,
     basis="overheads beyond segments calibrated on 7 public A100-80GB runs",
+)
+SHARDED_IN_USE_ERROR = ErrorBand(
+    percent=10.0,
+    basis="-13 to +8 % on 6 public runs under FSDP 1 on two A100, whose streams share no memory",
 )
 UNPLAYED_ERROR = ErrorBand(
     percent=10.0,

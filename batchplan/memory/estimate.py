@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from batchplan.errors import SpecError
-from batchplan.memory.activations import Instant, fold
+from batchplan.memory.activations import Instant, Place, fold
 from batchplan.memory.bill import input_bytes, overhead_terms, state_terms, tensor_terms
 from batchplan.memory.device import ALLOCATED_ERROR, SHARDED_ALLOCATED_ERROR
 from batchplan.memory.parameters import Parameters
@@ -40,7 +40,7 @@ def price(setting: Setting, batch: Batch) -> Estimate:
     For searches: never more than ``confirm`` finds by much, so that nothing that fits is lost.
     """
     instants = _instants(setting, batch)
-    return _estimate(setting, batch, instants, least_reserve(instants.allocated_bytes))
+    return _estimate(setting, batch, instants, least_reserve(setting, instants.allocated_bytes))
 
 
 def confirm(setting: Setting, batch: Batch) -> Estimate:
@@ -65,7 +65,6 @@ class _Instants:
 
     timeline: tuple[Moment, ...]
     peak: Instant
-    in_step: bool
     allocated_bytes: int
 
 
@@ -73,6 +72,7 @@ def _instants(setting: Setting, batch: Batch) -> _Instants:
     step = Instant(
         phase=OPTIMIZER_STEP,
         stage="all",
+        place=Place.OPTIMIZER_STEP,
         saved=0,
         transient=setting.states.step_temporary,
         head=0,
@@ -86,24 +86,24 @@ def _instants(setting: Setting, batch: Batch) -> _Instants:
             micro_batch=batch.micro_batch,
             seq_len=batch.seq_len,
             life=life,
+            keeps_inputs=setting.keeps_inputs,
         )
     ]
     fixed = setting.fixed_bytes + input_bytes(batch)
-    in_pass = setting.buffers.gathered_bytes + setting.communication_bytes(in_step=False)
-    timeline = [
+    instants = (*passes, step)
+    timeline = tuple(
         Moment(
-            phase=instant.phase, stage=instant.stage, num_bytes=fixed + in_pass + instant.num_bytes
+            phase=instant.phase,
+            stage=instant.stage,
+            num_bytes=fixed + setting.buffers.at(instant.place) + instant.num_bytes,
         )
-        for instant in passes
-    ]
-    in_step = fixed + setting.communication_bytes(in_step=True) + step.num_bytes
-    timeline.append(Moment(phase=OPTIMIZER_STEP, stage="all", num_bytes=in_step))
+        for instant in instants
+    )
     position = max(range(len(timeline)), key=lambda at: timeline[at].num_bytes)
-    peak = (*passes, step)[position]
+    peak = instants[position]
     return _Instants(
-        timeline=tuple(timeline),
+        timeline=timeline,
         peak=peak,
-        in_step=peak is step,
         allocated_bytes=timeline[position].num_bytes,
     )
 
@@ -111,7 +111,7 @@ def _instants(setting: Setting, batch: Batch) -> _Instants:
 def _estimate(setting: Setting, batch: Batch, instants: _Instants, reserve: Reserve) -> Estimate:
     peak, allocated = instants.peak, instants.allocated_bytes
     terms = (
-        *tensor_terms(setting=setting, peak=peak, batch=batch, in_step=instants.in_step),
+        *tensor_terms(setting=setting, peak=peak, batch=batch),
         *overhead_terms(setting=setting, reserve=reserve.term),
     )
     in_use = sum(term.num_bytes for term in terms)
@@ -119,7 +119,9 @@ def _estimate(setting: Setting, batch: Batch, instants: _Instants, reserve: Rese
     return Estimate(
         terms=terms,
         timeline=instants.timeline,
-        peak_phase=OPTIMIZER_STEP if instants.in_step else f"{peak.phase}: {peak.stage}",
+        peak_phase=(
+            OPTIMIZER_STEP if peak.place is Place.OPTIMIZER_STEP else f"{peak.phase}: {peak.stage}"
+        ),
         allocated_peak_bytes=allocated,
         reserved_peak_bytes=allocated + reserve.term.num_bytes,
         in_use_peak_bytes=in_use,

@@ -10,6 +10,7 @@ from batchplan.memory.device import (
     ALLOCATOR_RESERVE_SOURCE,
     IN_USE_ERROR,
     RESERVED_ERROR,
+    SHARDED_IN_USE_ERROR,
     UNPLAYED_ERROR,
     communicator_bytes,
     libraries_bytes,
@@ -35,10 +36,15 @@ class Reserve:
     """The device has less than the allocator would like, and it runs all the same."""
 
 
-def least_reserve(allocated_bytes: int) -> Reserve:
+def in_use_error(setting: Setting) -> ErrorBand:
+    """Return how far off what the driver shows may be."""
+    return SHARDED_IN_USE_ERROR if setting.num_shards > 1 else IN_USE_ERROR
+
+
+def least_reserve(setting: Setting, allocated_bytes: int) -> Reserve:
     """Return the least with which a run at the device's limit is tried at all."""
     share = ALLOCATED_ERROR.percent / 100
-    return _share(allocated_bytes, share, "least that a run needs", IN_USE_ERROR)
+    return _share(allocated_bytes, share, "least that a run needs", in_use_error(setting))
 
 
 def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Reserve:
@@ -58,9 +64,10 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
         + communicator_bytes(setting.cluster)
     )
     usable = setting.gpu.usable_bytes
+    error = in_use_error(setting)
     runs_at_limit = False
-    if IN_USE_ERROR.above(allocated_bytes + reserve + beside) > usable:
-        room = IN_USE_ERROR.within(usable) - beside
+    if error.above(allocated_bytes + reserve + beside) > usable:
+        room = error.within(usable) - beside
         if ALLOCATED_ERROR.above(allocated_bytes) <= room:
             at_limit = play(setting, batch, capacity_bytes=room)
             runs_at_limit = at_limit is not None and at_limit.runs_smoothly
@@ -75,7 +82,7 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
             source="c10/cuda/CUDACachingAllocator.cpp; docs/allocator.md",
         ),
         reserved_error=RESERVED_ERROR,
-        in_use_error=IN_USE_ERROR,
+        in_use_error=error,
         runs_at_limit=runs_at_limit,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchplan.allocator import Block, CachingAllocator, OutOfMemoryError
+from batchplan.memory.activations import Place
 from batchplan.memory.buffers import (
     INPUT_BYTES_PER_TOKEN,
     fsdp_reduced_bytes,
@@ -75,7 +76,7 @@ class _Run:
             capacity_bytes=capacity_bytes,
             expandable_segments=setting.recipe.expandable_segments,
         )
-        self._engine = _Sharded(setting, self.allocator)
+        self._engine = _Sharded(setting, batch, self.allocator)
         self._passes = MicroBatch(
             self.allocator,
             setting.profile,
@@ -95,7 +96,8 @@ class _Run:
         for _ in range(CUBLAS_HANDLES):
             self._one(workspaces // CUBLAS_HANDLES)
         if self._setting.rule.engine is Engine.TORCH_DDP:
-            self._spread(self._setting.communication_bytes(in_step=True), is_trained=True)
+            buckets = self._setting.buffers.at(Place.OPTIMIZER_STEP)
+            self._spread(buckets, is_trained=True)
 
     def step(self, *, is_first: bool) -> None:
         """Run the micro-batches and the update of one optimizer step."""
@@ -169,16 +171,23 @@ class _Sharded:
     Source: torch ``_fsdp_collectives.py`` (foreach_all_gather, foreach_reduce).
     """
 
-    def __init__(self, setting: Setting, allocator: CachingAllocator) -> None:
+    def __init__(self, setting: Setting, batch: Batch, allocator: CachingAllocator) -> None:
         self._allocator = allocator
         self._is_fsdp = setting.rule.engine is Engine.FSDP and setting.num_shards > 1
         self._is_deepspeed = setting.rule.engine is Engine.DEEPSPEED
         self._reshards = setting.rule.reshards_after_forward
         self._setting = setting
-        stages = [setting.profile.stages[index] for index in setting.profile.order]
+        kinds = setting.profile.stages_at(batch.micro_batch)
+        stages = [kinds[index] for index in setting.profile.order]
         self._is_layer = [stage.is_layer for stage in stages]
         self._unit_bytes = fsdp_unit_bytes(setting.profile, setting.recipe, setting.dtypes)
         self._reduced_bytes = fsdp_reduced_bytes(setting.profile, setting.dtypes)
+        self._kept_inputs = [
+            (stage.forward.delta(batch.micro_batch, batch.seq_len),) * 2
+            if setting.keeps_inputs
+            else ()
+            for stage in stages
+        ]
         self._gathered: dict[int, Block] = {}
         self._flat: Block | None = None
         self._reduced: Block | None = None
@@ -188,8 +197,8 @@ class _Sharded:
         """Start a micro-batch."""
         buffers = self._setting.buffers
         if self._is_deepspeed:
-            self._hold(buffers.communication_bytes)
-            self._hold(buffers.gathered_bytes)
+            self._hold(buffers.communication.get(Place.LAYER_BACKWARD, 0))
+            self._hold(buffers.gathered.get(Place.LAYER_BACKWARD, 0))
         if self._is_fsdp:
             units = zip(self._unit_bytes, self._is_layer, strict=True)
             self._hold(sum(num_bytes for num_bytes, is_layer in units if not is_layer))
@@ -223,6 +232,8 @@ class _Sharded:
         if not self._is_sharded_layer(at):
             return
         self._drop(at)
+        for num_bytes in self._kept_inputs[at]:
+            self._hold(num_bytes)
         if self._reduced_bytes[at]:
             if self._reduced is not None:
                 self._allocator.free(self._reduced)
@@ -239,9 +250,10 @@ class _Sharded:
     def _gather(self, at: int) -> None:
         if at in self._gathered:
             return
-        if self._flat is not None:
-            self._allocator.free(self._flat)
-        self._flat = self._allocator.malloc(self._unit_bytes[at], _GATHER_STREAM)
+        if self._setting.recipe.fsdp_version > 1:
+            if self._flat is not None:
+                self._allocator.free(self._flat)
+            self._flat = self._allocator.malloc(self._unit_bytes[at], _GATHER_STREAM)
         self._gathered[at] = self._allocator.malloc(self._unit_bytes[at])
 
     def _hold(self, num_bytes: int) -> None:

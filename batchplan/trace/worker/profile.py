@@ -149,17 +149,20 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
     """Return (forward, backward) of every glue stage and every kind of layer.
 
     A layer at the edge of its stack may keep a little more or less than the others of its kind.
-    That difference goes to the glue before the stack, so that the sum stays what was traced.
+    That difference goes to the glue before the stack, so that the sum stays what was traced; in
+    backward, what the stack's end keeps for the rest (the sum of gradients of what all layers
+    read: a position bias, an encoder's output) goes to the glue after it, which runs first.
     """
     forward = _by_stage(step.forward)
     backward = _by_stage(step.backward)
     found: dict[Any, tuple[Interval, Interval]] = {}
+    at_the_end = 0
     for k, stack in enumerate(built.stacks):
         glue = f"glue:{k}"
         if f"layer:{k}:0" not in backward and glue in backward:
             # The stack's input needs no gradient (frozen embeddings): backward ends in layer 0.
             backward[f"layer:{k}:0"] = backward.pop(glue)
-        extra_forward = extra_backward = 0
+        extra_forward, extra_backward, at_the_end = 0, at_the_end, 0
         kinds: dict[int, tuple[Interval, Interval]] = {}
         for kind in dict.fromkeys(stack.kinds):
             positions = [i for i, kept in enumerate(stack.kept) if stack.kinds[kept] == kind]
@@ -172,7 +175,11 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
             kinds[kind] = (one_forward, one_backward)
             for i in positions:
                 extra_forward += forward[f"layer:{k}:{i}"].delta - one_forward.delta
-                extra_backward += backward[f"layer:{k}:{i}"].delta - one_backward.delta
+                extra = backward[f"layer:{k}:{i}"].delta - one_backward.delta
+                if i > back:
+                    at_the_end += extra
+                else:
+                    extra_backward += extra
         found[("glue", k)] = (
             _shifted(forward[glue], extra_forward),
             _shifted(backward.get(glue, _EMPTY), extra_backward),
@@ -180,7 +187,10 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
         for kind, pair in kinds.items():
             found[("kind", kind)] = pair
     end = f"glue:{len(built.stacks)}"
-    found[("glue", len(built.stacks))] = (forward[end], backward.get(end, _EMPTY))
+    found[("glue", len(built.stacks))] = (
+        forward[end],
+        _shifted(backward.get(end, _EMPTY), at_the_end),
+    )
     return found
 
 

@@ -22,6 +22,12 @@ POLICY = Policy(
             source="accelerate utils/dataclasses.py, GradientAccumulationPlugin",
         ),
         Default(
+            option="fsdp_version",
+            value=1,
+            key="fsdp_version",
+            source="accelerate utils/dataclasses.py, FullyShardedDataParallelPlugin",
+        ),
+        Default(
             option="bucket_view",
             value=False,
             key="DistributedDataParallelKwargs(gradient_as_bucket_view=False)",

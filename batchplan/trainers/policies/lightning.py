@@ -19,6 +19,12 @@ POLICY = Policy(
             key="block_backward_sync",
             source="lightning pytorch/strategies/parallel.py, ParallelStrategy (DDP only)",
         ),
+        Default(
+            option="fsdp_version",
+            value=1,
+            key="strategy: fsdp",
+            source="lightning pytorch/strategies/fsdp.py, FSDPStrategy",
+        ),
         *ZERO_MASTER,
     ),
 )

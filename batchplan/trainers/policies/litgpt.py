@@ -60,6 +60,12 @@ POLICY = Policy(
             note="LitGPT checkpoints every block on several devices",
         ),
         Default(
+            option="fsdp_version",
+            value=1,
+            key="FSDPStrategy",
+            source="lightning fabric/strategies/fsdp.py, FSDPStrategy",
+        ),
+        Default(
             option="reentrant",
             value=False,
             key="checkpoint_wrapper",

@@ -42,6 +42,20 @@ ON_TRANSFORMERS = built_on(
         source="transformers trainer.py, Trainer (no_sync on all but the last pass)",
     ),
     Default(
+        option="fsdp_version",
+        value=1,
+        key="fsdp_config.version",
+        source=_ARGUMENTS,
+        versions=(Versions(package="transformers", before=(5, 10)),),
+    ),
+    Default(
+        option="fsdp_version",
+        value=2,
+        key="fsdp_config.version",
+        source=_ARGUMENTS,
+        versions=(Versions(package="transformers", since=(5, 10)),),
+    ),
+    Default(
         option="zero_buckets",
         value="auto",
         key='reduce_bucket_size: "auto"',

@@ -79,6 +79,12 @@ PLAIN = (
     Default(option="offload", value="none", key="none", source=_OURS),
     Default(option="sync_each_batch", value=True, key="no no_sync", source=_OURS),
     Default(
+        option="fsdp_version",
+        value=2,
+        key="fully_shard",
+        source="torch distributed/fsdp/_fully_shard",
+    ),
+    Default(
         option="bucket_view",
         value=False,
         key="gradient_as_bucket_view",
