@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
+import older as releases
 import pytest
 from hypothesis import settings
 
@@ -41,3 +47,22 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["BATCHPLAN_CACHE"] = os.path.join(folder, "profiles")  # noqa: PTH118
     os.environ["HF_HOME"] = os.path.join(folder, "huggingface")  # noqa: PTH118
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], Path]:
+    """Interpreters with our torch and older releases in front, each made once."""
+
+    @cache
+    def make(packages: tuple[str, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("older")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+        subprocess.run([*command, str(folder / "lib"), *packages, *releases.NEEDS], check=True)
+        python = folder / "python"
+        python.write_text(
+            f'#!/bin/sh\nPYTHONPATH={folder}/lib:$PYTHONPATH exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        return python
+
+    return make

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from older import OLD, OLDEST
 
 from batchplan.errors import SpecError, TraceError
 from batchplan.memory import estimate
@@ -170,34 +171,28 @@ def test_a_first_trace_is_quick_and_small(model: str, tmp_path: Path, monkeypatc
         assert children_kib * 1024 < 1.5 * 2**30
 
 
-# fms-acceleration's published benchmark: HF Trainer 4.48, peft 0.13, one A100-80GB, Mistral-7B,
-# 4096 tokens, full checkpointing, FlashAttention-2, pure bf16, foreach AdamW; peak of
+# fms-acceleration's published benchmark: HF Trainer 4.48, peft 0.13, A100-80GB, Mistral-7B, 4096
+# tokens, full checkpointing, FlashAttention-2, foreach AdamW; peak of
 # torch.cuda.max_memory_allocated. Nothing of ours is fitted to them.
+BF16_BASE = {"numerics": "bf16-autocast", "weight_dtype": "bf16"}
+FSDP_1 = {"sharding": "fsdp-full", "fsdp_version": 1, "reentrant": True}
 PUBLISHED = [
-    ("full", 4, 72_434_837_504),
-    ("full", 8, 72_435_230_720),
-    ("lora", 4, 26_704_571_904),
-    ("lora", 8, 38_742_912_512),
+    ({"method": "full"}, 4, 1, 72_434_837_504),
+    ({"method": "full"}, 8, 1, 72_435_230_720),
+    ({"method": "lora"}, 4, 1, 26_704_571_904),
+    ({"method": "lora"}, 8, 1, 38_742_912_512),
+    # TRL 0.13 leaves normalisations in fp32 under a quantised base, and with them the residuals.
+    ({"method": "qlora", **BF16_BASE, "norm_dtype": "fp32"}, 4, 1, 20_669_338_112),
+    ({"method": "qlora", **BF16_BASE, "norm_dtype": "fp32"}, 8, 1, 37_002_646_016),
+    ({"method": "qlora", **BF16_BASE}, 4, 1, 16_373_838_336),
+    ({"method": "qlora", **BF16_BASE}, 8, 1, 28_412_178_944),
+    ({"method": "full", **FSDP_1}, 2, 2, 36_225_939_968),
+    ({"method": "full", **FSDP_1}, 4, 2, 36_226_136_576),
+    ({"method": "lora", **FSDP_1}, 2, 2, 15_144_870_400),
+    ({"method": "lora", **FSDP_1}, 4, 2, 21_959_827_968),
+    ({"method": "qlora", **BF16_BASE, **FSDP_1}, 2, 2, 9_424_594_432),
+    ({"method": "qlora", **BF16_BASE, **FSDP_1}, 4, 2, 15_970_067_968),
 ]
-OLD = ["transformers==4.48.1", "peft==0.13.2", "tokenizers==0.21.0", "huggingface_hub<1.0"]
-OLD_NEEDS = ["requests", "urllib3", "charset-normalizer", "certifi"]
-OLDEST = ["transformers==4.45.2", "peft==0.13.2", "tokenizers==0.20.3", "huggingface_hub<1.0"]
-
-
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Interpreters with our torch and an older transformers in front."""
-
-    def make(packages: list[str]) -> Path:
-        folder = tmp_path_factory.mktemp("older")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*command, str(folder / "lib"), *packages, *OLD_NEEDS], check=True)
-        python = folder / "python"
-        python.write_text(f'#!/bin/sh\nPYTHONPATH={folder}/lib exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        return python
-
-    return make
 
 
 @pytest.mark.slow
@@ -206,28 +201,26 @@ def test_published_peaks_are_met_with_the_versions_of_the_measurement(older: Any
     python = older(OLD)
     config = resolve_model("mistralai/Mistral-7B-v0.1").config
     gpu = Gpu(name="A100", usable_bytes=85 * 10**9, compute_capability="8.0")
-    for method, micro_batch, measured in PUBLISHED:
+    for fields, micro_batch, num_ranks, measured in PUBLISHED:
         recipe = Recipe(
-            method=method,
             lora_targets="q_proj,k_proj,v_proj,o_proj",
-            numerics="bf16",
             optimizer_impl="foreach",
             checkpointing="full",
             attention="flash",
+            **{"numerics": "bf16", **fields},
         )
         profile = activation_profile(config=config, recipe=recipe, seq_len=4096, python=python)
         assert dict(profile.versions)["transformers"] == "4.48.1"
         found = estimate(
             profile=profile,
             recipe=recipe,
-            batch=Batch(micro_batch=micro_batch, seq_len=4096),
-            cluster=Cluster(),
+            batch=Batch(micro_batch=micro_batch, seq_len=4096, num_ranks=num_ranks),
+            cluster=Cluster(num_ranks=num_ranks),
             gpu=gpu,
         )
-        assert found.allocated_peak_bytes == pytest.approx(measured, rel=2e-4), (
-            method,
-            micro_batch,
-        )
+        off = found.allocated_peak_bytes / measured - 1
+        # Seen: within 0.009 % on one device; 0 to -0.6 % on two.
+        assert abs(off) < (2e-4 if num_ranks == 1 else 8e-3), (fields, micro_batch, f"{off:+.4%}")
 
 
 @pytest.mark.slow

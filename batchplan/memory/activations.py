@@ -39,7 +39,8 @@ class Place(StrEnum):
     LAYER_FORWARD = "in a layer's forward"
     LAYER_BACKWARD = "in a layer's backward"
     FIRST_LAYER_BACKWARD = "in the first layer's backward, the last to run"
-    OUTSIDE_LAYERS = "in embedding, bridge or head"
+    OUTSIDE_FORWARD = "in the forward of embedding, bridge or head"
+    OUTSIDE_BACKWARD = "in the backward of embedding, bridge or head"
     OPTIMIZER_STEP = "in the optimizer step"
 
 
@@ -87,7 +88,7 @@ def fold(
             yield Instant(
                 phase="forward",
                 stage=stage.name,
-                place=Place.LAYER_FORWARD if stage.is_layer else Place.OUTSIDE_LAYERS,
+                place=Place.LAYER_FORWARD if stage.is_layer else Place.OUTSIDE_FORWARD,
                 saved=saved + step * delta,
                 transient=0 if is_head else high,
                 head=high if is_head else 0,
@@ -134,7 +135,7 @@ def fold(
 
 def _backward_place(stage: StageProfile, *, is_first: bool) -> Place:
     if not stage.is_layer:
-        return Place.OUTSIDE_LAYERS
+        return Place.OUTSIDE_BACKWARD
     return Place.FIRST_LAYER_BACKWARD if is_first else Place.LAYER_BACKWARD
 
 

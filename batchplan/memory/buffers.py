@@ -157,11 +157,13 @@ def _fsdp(
     root = sum(unit_bytes) - sum(layers)
     largest = max(layers, default=0)
     if rule.reshards_after_forward:
-        outside, forward = root, root + largest
+        forward = root + largest
+        # Version 1 gathers the last layer before the head's backward, version 2 its flat buffer.
+        head_forward, head_backward = root, forward if recipe.fsdp_version == 1 else root
         backward = root + max((sum(layers[i : i + 2]) for i in range(len(layers))), default=0)
         formula = "root unit + layer at hand; in backward also the one gathered ahead"
     else:
-        outside = forward = backward = root + sum(layers)
+        forward = backward = head_forward = head_backward = root + sum(layers)
         formula = "root unit + every layer, kept from forward to backward"
     reduced = max(fsdp_reduced_bytes(profile, dtypes))
     flat = largest if recipe.fsdp_version > 1 else 0
@@ -170,7 +172,8 @@ def _fsdp(
             Place.LAYER_FORWARD: forward,
             Place.LAYER_BACKWARD: backward,
             Place.FIRST_LAYER_BACKWARD: forward,
-            Place.OUTSIDE_LAYERS: outside,
+            Place.OUTSIDE_FORWARD: head_forward,
+            Place.OUTSIDE_BACKWARD: head_backward,
         },
         gathered_formula=formula,
         communication={

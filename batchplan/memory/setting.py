@@ -47,9 +47,11 @@ class Setting:
         """Whether every layer's input and its gradient stay until backward ends.
 
         The hooks that FSDP 1 registers on the inputs of a layer without trained weights of its own
-        hold them, where a reentrant checkpoint makes them leaves. Seen in recordings of the real
+        hold them, where a reentrant checkpoint around FSDP's call makes them leaves; transformers
+        checkpoints inside it since 4.52. Seen in recordings of the real
         ``FullyShardedDataParallel``, and in public runs: 2 x 2 h bytes a token and layer.
-        Source: torch ``_runtime_utils.py``, ``_register_post_backward_reshard_only_hook``.
+        Source: torch ``_runtime_utils.py``, ``_register_post_backward_reshard_only_hook``;
+        transformers ``modeling_layers.py``, ``GradientCheckpointingLayer``.
         """
         return (
             self.rule.engine is Engine.FSDP
@@ -58,6 +60,7 @@ class Setting:
             and self.recipe.reentrant
             and self.recipe.checkpointing is Checkpointing.FULL
             and self.recipe.method is not Method.FULL
+            and _is_before(dict(self.profile.versions).get("transformers"), (4, 52))
         )
 
     def lives(self, accum_steps: int) -> Iterator[GradientLife]:
@@ -102,6 +105,11 @@ class Setting:
                 holds_stage=is_fsdp,
                 holds_root=is_fsdp,
             )
+
+
+def _is_before(version: str | None, release: tuple[int, int]) -> bool:
+    numbers = [int(part) for part in (version or "").split(".")[:2] if part.isdigit()]
+    return len(numbers) == 2 and tuple(numbers) < release
 
 
 def prepare(*, profile: ActivationProfile, recipe: Recipe, cluster: Cluster, gpu: Gpu) -> Setting:
