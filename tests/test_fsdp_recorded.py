@@ -123,5 +123,5 @@ def test_version_1_keeps_inputs_where_the_checkpoint_is_around_it(older, recorde
     python = older(OLD)
     (peak,) = recorded_peaks(python, [name])
     assert 0 <= our_peak(name, python) - peak <= LAYER_BYTES
-    # Two tensors of every layer but one or two, 512 wide, in 16 bits.
-    assert peak - recorded[name] > 0.8 * (2 * 7 * MICRO_BATCH * SEQ_LEN * 512 * 2)
+    # The recording with checkpoints inside FSDP's call has no such instant.
+    assert peak > 1.1 * recorded[name]
