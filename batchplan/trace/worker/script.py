@@ -8,8 +8,10 @@ from typing import Any
 
 MAKE, FREE_OWN, FREE_OTHER, ACCUMULATE = range(4)
 PLAIN, GRADIENT, RELEASED = range(3)
-ANYWHERE = 6
-"""Place of an allocation whose maker is neither the stage itself nor a neighbour."""
+REACH = 2
+"""A loop over layers drops an output once the next layer has returned: two stages later."""
+ANYWHERE = 2 * (2 * REACH + 1)
+"""Place of an allocation whose maker is further away."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ def write_scripts(
 
 
 def _place(distance: int, made_in_backward: bool) -> int:
-    """Return 0, 1, 2 for the stage before, the same and the one after; 3 more in backward."""
-    if abs(distance) > 1:
+    """Return 0 to 4 for the stages from two before to two after; 5 more in backward."""
+    if abs(distance) > REACH:
         return ANYWHERE
-    return distance + 1 + 3 * made_in_backward
+    return distance + REACH + (2 * REACH + 1) * made_in_backward
