@@ -124,8 +124,9 @@ def test_the_table_of_terms_names_the_terms_of_the_bill_in_its_order():
     assert named == [term.name for term in answer.terms]
     tensors = sum(term.num_bytes for term in answer.terms[:14])
     assert tensors == answer.allocated_peak_bytes
-    assert answer.error_percent == 10.0
-    assert answer.term("allocator reserve") == round(0.105 * tensors)
+    played = answer.reserved_peak_bytes - answer.allocated_peak_bytes
+    assert answer.term("allocator reserve") == played > 0
+    assert answer.in_use_error.percent < 10
 
 
 def test_the_table_of_numerics_is_what_the_program_takes():
