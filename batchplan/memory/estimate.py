@@ -141,8 +141,8 @@ def _caveats(setting: Setting, reserve: Reserve, in_use: int, bound: int) -> Ite
     if reserve.runs_at_limit:
         yield Caveat(
             code="allocator-at-limit",
-            text="Without a limit the allocator would hold more than this device has; played at "
-            "the limit it gives cached memory back in the first steps and then runs.",
+            text="With the error on top the allocator could hold more than this device has. Played "
+            "at that limit it gives cached memory back in the first steps at most, and runs on.",
         )
     elif in_use <= usable < bound:
         yield Caveat(

@@ -15,7 +15,7 @@ from batchplan.memory.device import (
     communicator_bytes,
     libraries_bytes,
 )
-from batchplan.memory.run import play
+from batchplan.memory.run import Played, play
 from batchplan.memory.setting import Setting
 from batchplan.memory.terms import ErrorBand, Term
 from batchplan.spec import Batch
@@ -65,26 +65,34 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
     )
     usable = setting.gpu.usable_bytes
     error = in_use_error(setting)
-    runs_at_limit = False
-    if error.above(allocated_bytes + reserve + beside) > usable:
-        room = error.within(usable) - beside
-        if ALLOCATED_ERROR.above(allocated_bytes) <= room:
-            at_limit = play(setting, batch, capacity_bytes=room)
-            runs_at_limit = at_limit is not None and at_limit.runs_smoothly
-            if at_limit is not None and runs_at_limit:
-                reserve = max(0, at_limit.reserved_peak_bytes - allocated_bytes)
+    in_use = allocated_bytes + reserve + beside
+    at_limit = None
+    if error.above(in_use) > usable:
+        at_limit = _played_at_limit(setting, batch, error.within(usable) - beside, allocated_bytes)
+    if at_limit is not None and in_use > usable:
+        reserve = max(0, at_limit.reserved_peak_bytes - allocated_bytes)
     return Reserve(
         term=Term(
             name=NAME,
             num_bytes=reserve,
             formula="segments above live tensors, optimizer steps played"
-            + (" at the device's limit" if runs_at_limit else ""),
+            + (" at the device's limit" if at_limit is not None else ""),
             source="c10/cuda/CUDACachingAllocator.cpp; docs/allocator.md",
         ),
         reserved_error=RESERVED_ERROR,
         in_use_error=error,
-        runs_at_limit=runs_at_limit,
+        runs_at_limit=at_limit is not None,
     )
+
+
+def _played_at_limit(
+    setting: Setting, batch: Batch, room_bytes: int, allocated_bytes: int
+) -> Played | None:
+    """Return the run with so much room for segments, if it goes smoothly; else None."""
+    if ALLOCATED_ERROR.above(allocated_bytes) > room_bytes:
+        return None
+    played = play(setting, batch, capacity_bytes=room_bytes)
+    return played if played is not None and played.runs_smoothly else None
 
 
 def _agrees(played_bytes: int, folded_bytes: int) -> bool:
