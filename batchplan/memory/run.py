@@ -112,6 +112,9 @@ class _Run:
             self._passes.play(gradients)
             self._engine.leave()
             kept += gradients.blocks
+            if number == 0 and len(self._lives) > 1:
+                for num_bytes in self._setting.frozen_gradient_bytes:
+                    kept += self._one(num_bytes)
         self._update(is_first=is_first)
         for block in (*kept, *inputs):
             self.allocator.free(block)

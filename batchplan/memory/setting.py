@@ -63,6 +63,26 @@ class Setting:
             and _is_before(dict(self.profile.versions).get("transformers"), (4, 52))
         )
 
+    @property
+    def frozen_gradient_bytes(self) -> tuple[int, ...]:
+        """Bytes of gradients that units make for frozen weights, by stage; mostly none.
+
+        FSDP 1 makes one flat parameter of a unit, with one gradient. LitGPT wraps blocks with
+        their adapters inside; peft's policy, which transformers' trainers take, wraps adapters
+        apart. Seen in recordings of the real ``FullyShardedDataParallel``.
+        Source: torch ``fsdp/wrap.py``, ``_validate_frozen_params``; litgpt ``finetune/lora.py``.
+        """
+        if (
+            self.rule.engine is not Engine.FSDP
+            or self.recipe.fsdp_version > 1
+            or self.recipe.method is Method.FULL
+            or "litgpt" not in dict(self.profile.versions)
+        ):
+            return ()
+        stages = (self.profile.stages[index] for index in self.profile.order)
+        width = BYTES_PER_ELEMENT[self.dtypes.frozen]
+        return tuple(width * stage.frozen_params for stage in stages if stage.trainable_params)
+
     def lives(self, accum_steps: int) -> Iterator[GradientLife]:
         """Yield how gradients live in the first micro-batch and, for K >= 2, in a later one.
 
@@ -82,7 +102,7 @@ class Setting:
                 resident_bytes=0, made_bytes=width, kept_bytes=width, holds_stage=True
             )
             yield GradientLife(
-                resident_bytes=width * trainable,
+                resident_bytes=width * trainable + sum(self.frozen_gradient_bytes),
                 made_bytes=width,
                 kept_bytes=0,
                 holds_stage=False,
