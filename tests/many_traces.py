@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from batchplan.trace.worker.main import _answer
+from batchplan.tracer.worker.main import _answer
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

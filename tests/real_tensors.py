@@ -15,9 +15,9 @@ import torch
 from many_traces import answer_all
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from batchplan.trace.worker import build, fake, whole
-from batchplan.trace.worker.recorder import Recorder
-from batchplan.trace.worker.step import autocast
+from batchplan.tracer.worker import build, fake, whole
+from batchplan.tracer.worker.recorder import Recorder
+from batchplan.tracer.worker.step import autocast
 
 STEPS = 3
 OPTIMIZERS = {

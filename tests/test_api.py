@@ -410,7 +410,7 @@ def test_a_cache_that_cannot_be_used_is_told_once(toy_model, monkeypatch):
 
 
 def test_the_training_environment_is_asked_for_its_versions_once(toy_model, monkeypatch, tmp_path):
-    from batchplan.trace import environment
+    from batchplan.tracer import environment
 
     asked = []
     real = subprocess.run

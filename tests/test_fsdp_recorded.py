@@ -16,8 +16,8 @@ from batchplan.memory import prepare, price
 from batchplan.memory.device import cublas_workspace_bytes
 from batchplan.memory.estimate import OPTIMIZER_STEP
 from batchplan.spec import Attention, Batch, Cluster, Dtype, Method, Recipe, Sharding
-from batchplan.trace import activation_profile
-from batchplan.trace.request import trace_request
+from batchplan.tracer import activation_profile
+from batchplan.tracer.request import trace_request
 
 CONFIG = {
     "model_type": "llama",

@@ -30,7 +30,7 @@ CORE = (
     ),
     "trainers",
 )
-OUTSIDE = ("api", "sources", "trace")
+OUTSIDE = ("api", "sources", "tracer")
 """May use typed or networked libraries when they are asked, but load none at import."""
 
 IMPORT_ALL = """

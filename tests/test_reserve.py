@@ -19,8 +19,8 @@ from batchplan.memory.run import Played, play
 from batchplan.memory.setting import Setting
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Batch, Cluster, Recipe
-from batchplan.trace.recording import assemble
-from batchplan.trace.request import recording_request, trace_request
+from batchplan.tracer.recording import assemble
+from batchplan.tracer.request import recording_request, trace_request
 from batchplan.units import MIB
 
 NUM_LAYERS = 10

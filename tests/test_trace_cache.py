@@ -18,7 +18,7 @@ from strategies import toy_profile
 
 from batchplan.errors import TraceError
 from batchplan.profile import ActivationProfile
-from batchplan.trace.cache import cache_key, load_or_build
+from batchplan.tracer.cache import cache_key, load_or_build
 
 KEY = "k" * 64
 PROFILE = toy_profile()

@@ -19,7 +19,7 @@ from batchplan.api.peaks import REMAINDERS, TEMPORARIES
 from batchplan.errors import SpecError
 from batchplan.memory.device import libraries_bytes
 from batchplan.render.trace import print_trace
-from batchplan.trace.recording import RecordedRun
+from batchplan.tracer.recording import RecordedRun
 from batchplan.units import GIB, MIB
 
 KEYS = {
@@ -134,7 +134,7 @@ def recorded(monkeypatch):
 
         monkeypatch.setattr("batchplan.api.tracing.record_step", record_step)
         fields = {"gpu": "24GiB", "seq_len": 128, "micro_batch": 1, **fields}
-        return batchplan.trace_step("qwen2.5-0.5b", **fields)
+        return batchplan.trace("qwen2.5-0.5b", **fields)
 
     answer.asked = asked
     return answer
@@ -329,7 +329,7 @@ def test_what_is_asked_of_the_worker_is_the_configuration(recorded):
 
 def test_the_inputs_give_the_same_answer_again(recorded):
     first = recorded(plain_steps(), method="lora", lora_rank=8, accum_steps=3, top=3)
-    again = batchplan.trace_step(**first.to_dict()["inputs"])
+    again = batchplan.trace(**first.to_dict()["inputs"])
     # What the trainer had decided is now given, so nothing is left to tell.
     assert again.to_dict() | {"caveats": []} == first.to_dict() | {"caveats": []}
 
@@ -423,8 +423,8 @@ def test_a_model_that_cannot_be_had_is_exit_5():
 
 def test_the_internal_package_is_not_hidden_by_the_function():
     code = (
-        "from batchplan import trace_step\nimport batchplan.trace.runner\n"
-        "assert callable(trace_step)\nassert batchplan.trace.runner.run_worker"
+        "from batchplan import trace\nimport batchplan.tracer.runner\n"
+        "assert callable(trace)\nassert batchplan.tracer.runner.run_worker"
     )
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
 

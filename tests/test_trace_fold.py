@@ -14,8 +14,8 @@ from batchplan.memory.activations import fold
 from batchplan.profile import ActivationProfile
 from batchplan.sources import list_models, resolve_model
 from batchplan.spec import Cluster, Recipe
-from batchplan.trace import activation_profile
-from batchplan.trace.request import trace_request
+from batchplan.tracer import activation_profile
+from batchplan.tracer.request import trace_request
 
 SEQ_LEN = 1000
 """No point of the fit, and no multiple of what a kernel rounds to."""

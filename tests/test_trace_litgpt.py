@@ -16,10 +16,10 @@ from batchplan.memory import estimate, prepare
 from batchplan.memory.activations import fold
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Batch, Cluster, Gpu, Recipe
-from batchplan.trace import activation_profile
-from batchplan.trace.environment import has_package, library_versions
-from batchplan.trace.request import trace_request
-from batchplan.trace.runner import run_worker
+from batchplan.tracer import activation_profile
+from batchplan.tracer.environment import has_package, library_versions
+from batchplan.tracer.request import trace_request
+from batchplan.tracer.runner import run_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("litgpt")]
 

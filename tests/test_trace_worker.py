@@ -19,10 +19,10 @@ from batchplan.errors import SpecError, TraceError
 from batchplan.memory import estimate
 from batchplan.sources import resolve_model
 from batchplan.spec import Batch, Cluster, Gpu, Recipe
-from batchplan.trace import activation_profile
-from batchplan.trace.environment import library_versions
-from batchplan.trace.request import trace_request
-from batchplan.trace.runner import run_worker
+from batchplan.tracer import activation_profile
+from batchplan.tracer.environment import library_versions
+from batchplan.tracer.request import trace_request
+from batchplan.tracer.runner import run_worker
 
 TINY = {
     "model_type": "llama",
@@ -240,7 +240,7 @@ def test_the_worker_ends_when_whoever_asked_is_killed(tmp_path: Path):
     body = f"""
     import json, os, sys
     sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-    from batchplan.trace.runner import run_worker
+    from batchplan.tracer.runner import run_worker
     request = json.loads({json.dumps(json.dumps(request(TINY)))})
     run_worker(request, on_progress=lambda text: print(text, flush=True))
     """

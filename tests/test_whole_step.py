@@ -10,8 +10,8 @@ from small_models import run_script
 
 from batchplan.allocator import Recording
 from batchplan.spec import Batch, Recipe
-from batchplan.trace.recording import STEPS, assemble
-from batchplan.trace.request import recording_request
+from batchplan.tracer.recording import STEPS, assemble
+from batchplan.tracer.request import recording_request
 
 COMMON = {
     "vocab_size": 128,

@@ -14,9 +14,9 @@ import torch
 from many_traces import answer_all
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from batchplan.trace.worker import build, fake, kernels, litgpt
-from batchplan.trace.worker.recorder import Recorder
-from batchplan.trace.worker.step import autocast, outputs_in_fp32
+from batchplan.tracer.worker import build, fake, kernels, litgpt
+from batchplan.tracer.worker.recorder import Recorder
+from batchplan.tracer.worker.step import autocast, outputs_in_fp32
 
 
 def peaks(case: dict[str, Any]) -> list[int]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from batchplan.api.estimating import EstimateAnswer, estimate
     from batchplan.api.learning import LearningRateAnswer, learning_rate
     from batchplan.api.recommending import RecommendAnswer, recommend
-    from batchplan.api.tracing import TraceAnswer, trace_step
+    from batchplan.api.tracing import TraceAnswer, trace
 
 __all__ = [
     "EstimateAnswer",
@@ -19,7 +19,7 @@ __all__ = [
     "estimate",
     "learning_rate",
     "recommend",
-    "trace_step",
+    "trace",
 ]
 
 _HOME = {
@@ -30,7 +30,7 @@ _HOME = {
     "estimate": "estimating",
     "learning_rate": "learning",
     "recommend": "recommending",
-    "trace_step": "tracing",
+    "trace": "tracing",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from batchplan.api.recipes import DTYPE_FIELDS, checkpoint_numerics, fill
 from batchplan.api.request import Request
 from batchplan.spec import Batch, Caveat, Method, Numerics, Recipe
-from batchplan.trace.environment import library_versions
+from batchplan.tracer.environment import library_versions
 from batchplan.trainers.defaults import (
     CHECKPOINT,
     PEFT_TARGETS,

@@ -10,7 +10,7 @@ from batchplan.api.request import Request
 from batchplan.errors import SpecError
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Caveat, Recipe
-from batchplan.trace import activation_profile, stop_workers
+from batchplan.tracer import activation_profile, stop_workers
 
 OnProgress = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from batchplan.api.recipes import given_fields
 from batchplan.errors import SpecError, UnknownNameError
 from batchplan.sources import ResolvedModel, find_gpu, resolve_model
 from batchplan.spec import MAX_RANKS, MAX_SEQ_LEN, Caveat, Gpu, Method, ModelInfo
-from batchplan.trace.environment import has_package, library_versions
+from batchplan.tracer.environment import has_package, library_versions
 from batchplan.trainers import Default, trainer_defaults
 
 DEFAULT_TRAINER = "hf-trainer"

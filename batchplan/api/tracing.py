@@ -49,7 +49,7 @@ from batchplan.memory.device import (
     libraries_bytes,
 )
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
-from batchplan.trace.recording import RecordedRun, record_step
+from batchplan.tracer.recording import RecordedRun, record_step
 from batchplan.units import format_bytes
 
 DEFAULT_TOP = 8
@@ -86,7 +86,7 @@ class TraceAnswer:
     """The story of one configuration's optimizer step on one device."""
 
     inputs: dict[str, Any]
-    """Keyword arguments of ``trace_step`` that give this answer again."""
+    """Keyword arguments of ``trace`` that give this answer again."""
     model: ModelInfo
     num_params: int
     num_trainable_params: int
@@ -173,7 +173,7 @@ class TraceAnswer:
         }
 
 
-def trace_step(
+def trace(
     model: str,
     *,
     micro_batch: int | str | None = None,

@@ -48,7 +48,7 @@ def trace(
 
     Example: batchplan trace Qwen/Qwen2.5-7B --gpu a100-80gb --micro-batch 2 --seq-len 2048
     """
-    from batchplan.api import trace_step
+    from batchplan.api import trace
     from batchplan.cli.output import Progress, deliver, refuse_unwritable, warn
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
@@ -56,7 +56,7 @@ def trace(
     refuse_unwritable(snapshot)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
-        answer = trace_step(model, on_progress=progress, **given)
+        answer = trace(model, on_progress=progress, **given)
     document = answer.to_dict()
     warn(document["caveats"], quiet=quiet)
     if snapshot is not None:

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: TID253
+import torch
 from step import Counter
-from torch import Tensor, nn  # noqa: TID253
+from torch import Tensor, nn
 
 # Odd sizes, so that no dimension divides evenly over 2, 3 or 4 ranks.
 SHAPE = {

@@ -24,9 +24,9 @@ from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from batchplan.trace.worker import build, fake, kernels
-from batchplan.trace.worker.recorder import Recorder
-from batchplan.trace.worker.step import autocast
+from batchplan.tracer.worker import build, fake, kernels
+from batchplan.tracer.worker.recorder import Recorder
+from batchplan.tracer.worker.step import autocast
 
 
 class _Recorder(Recorder):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch  # noqa: TID253
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: TID253
-from torch.utils._pytree import tree_leaves  # noqa: TID253
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Counter(TorchDispatchMode):

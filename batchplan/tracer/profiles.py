@@ -10,10 +10,10 @@ from typing import Any
 
 from batchplan.profile import SCHEMA_VERSION, ActivationProfile
 from batchplan.spec import Recipe
-from batchplan.trace.cache import cache_key, load_or_build
-from batchplan.trace.environment import library_versions
-from batchplan.trace.request import trace_request
-from batchplan.trace.runner import WORKER, run_worker
+from batchplan.tracer.cache import cache_key, load_or_build
+from batchplan.tracer.environment import library_versions
+from batchplan.tracer.request import trace_request
+from batchplan.tracer.runner import WORKER, run_worker
 
 MIN_BUCKET = 512
 

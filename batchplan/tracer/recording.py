@@ -10,8 +10,8 @@ from typing import Any
 from batchplan.allocator import Allocation, Recording
 from batchplan.errors import TraceError
 from batchplan.spec import Batch, Recipe
-from batchplan.trace.request import recording_request
-from batchplan.trace.runner import run_worker
+from batchplan.tracer.request import recording_request
+from batchplan.tracer.runner import run_worker
 
 STEPS = 3
 """Optimizer steps that are played. The first makes the moments, the second meets them with the

@@ -1,0 +1,1 @@
+"""Benchmarks of batchplan; no part of the package that is installed."""

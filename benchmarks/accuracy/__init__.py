@@ -1,0 +1,1 @@
+"""Accuracy benchmark: published measurements of memory, replayed through ``batchplan.estimate``."""
