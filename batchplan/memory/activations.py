@@ -120,8 +120,7 @@ def fold(
                 phase="backward",
                 stage=stage.name,
                 place=_backward_place(stage, is_first=at == first_layer and step == count - 1),
-                # What the layers at a stack's ends keep beside the others is booked once, late.
-                saved=max(0, saved + (0 if stage.name == HEAD else step * delta)),
+                saved=saved + (0 if stage.name == HEAD else step * delta),
                 transient=0 if stage.name == HEAD else high,
                 head=head + (high if stage.name == HEAD else 0),
                 gradients=gradients + step * kept + made,
