@@ -33,19 +33,19 @@ ALLOCATED_ERROR = ErrorBand(
     basis="within 0.01 % on 8 public runs with the same library versions, else up to 10 %",
 )
 SHARDED_ALLOCATED_ERROR = ErrorBand(
-    percent=2.0,
-    basis="0 to -0.6 % on 6 public runs under FSDP 1 on two A100; shards exact on CPU",
+    percent=4.0,
+    basis="0 to -0.6 % on 6 public FSDP runs of HF Trainer, -4 to +3 % on most of LitGPT's",
 )
 RESERVED_ERROR = ErrorBand(
     percent=3.0,
-    basis="the allocator's rules, played; within 0.5 % of playing every op",
+    basis="the allocator's rules, played: within 3 % of playing every op, mostly 0.2 %",
 )
 IN_USE_ERROR = ErrorBand(
     percent=5.0,
     basis="overheads beyond segments calibrated on 7 public A100-80GB runs",
 )
 SHARDED_IN_USE_ERROR = ErrorBand(
-    percent=10.0,
+    percent=13.0,
     basis="-13 to +8 % on 6 public runs under FSDP 1 on two A100, whose streams share no memory",
 )
 UNPLAYED_ERROR = ErrorBand(

@@ -40,7 +40,7 @@ def price(setting: Setting, batch: Batch) -> Estimate:
     For searches: never more than ``confirm`` finds by much, so that nothing that fits is lost.
     """
     instants = _instants(setting, batch)
-    return _estimate(setting, batch, instants, least_reserve(setting, instants.allocated_bytes))
+    return _estimate(setting, batch, instants, least_reserve(instants.allocated_bytes))
 
 
 def confirm(setting: Setting, batch: Batch) -> Estimate:
@@ -126,7 +126,7 @@ def _estimate(setting: Setting, batch: Batch, instants: _Instants, reserve: Rese
         reserved_peak_bytes=allocated + reserve.term.num_bytes,
         in_use_peak_bytes=in_use,
         host_bytes=setting.states.host_bytes,
-        allocated_error=(SHARDED_ALLOCATED_ERROR if setting.num_shards > 1 else ALLOCATED_ERROR),
+        allocated_error=(SHARDED_ALLOCATED_ERROR if setting.is_sharded else ALLOCATED_ERROR),
         reserved_error=reserve.reserved_error,
         in_use_error=reserve.in_use_error,
         bound_bytes=min(bound, setting.gpu.usable_bytes) if reserve.runs_at_limit else bound,

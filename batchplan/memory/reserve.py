@@ -38,13 +38,13 @@ class Reserve:
 
 def in_use_error(setting: Setting) -> ErrorBand:
     """Return how far off what the driver shows may be."""
-    return SHARDED_IN_USE_ERROR if setting.num_shards > 1 else IN_USE_ERROR
+    return SHARDED_IN_USE_ERROR if setting.is_sharded else IN_USE_ERROR
 
 
-def least_reserve(setting: Setting, allocated_bytes: int) -> Reserve:
-    """Return the least with which a run at the device's limit is tried at all."""
+def least_reserve(allocated_bytes: int) -> Reserve:
+    """Return the least with which a run at the device's limit is tried, and the smallest error."""
     share = ALLOCATED_ERROR.percent / 100
-    return _share(allocated_bytes, share, "least that a run needs", in_use_error(setting))
+    return _share(allocated_bytes, share, "least that a run needs", IN_USE_ERROR)
 
 
 def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Reserve:
@@ -79,7 +79,8 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
             + (" at the device's limit" if at_limit is not None else ""),
             source="c10/cuda/CUDACachingAllocator.cpp; docs/allocator.md",
         ),
-        reserved_error=RESERVED_ERROR,
+        # Over several streams what is reserved is no surer than what is in use.
+        reserved_error=error if setting.is_sharded else RESERVED_ERROR,
         in_use_error=error,
         runs_at_limit=at_limit is not None,
     )

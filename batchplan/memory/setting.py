@@ -43,6 +43,11 @@ class Setting:
         )
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether any state is really split; DDP splits none."""
+        return self.rule.optimizer and self.num_shards > 1
+
+    @property
     def keeps_inputs(self) -> bool:
         """Whether every layer's input and its gradient stay until backward ends.
 
