@@ -15,7 +15,7 @@ from typing import Any
 
 from batchplan.errors import TraceError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 BASIS = ("1", "s", "s^2", "b", "b*s", "b*s^2")
 """Monomials of micro-batch b and sequence length s that memory is made of."""
@@ -32,6 +32,14 @@ class Polynomial:
         one, s, s2, b, bs, bs2 = self.coefficients
         per_sequence = b + seq_len * (bs + seq_len * bs2)
         return round(one + seq_len * (s + seq_len * s2) + micro_batch * per_sequence)
+
+    def line(self, seq_len: int) -> complex:
+        """Return the bytes at s of any micro-batch: ``real + imag * b``, not rounded.
+
+        Lines add up and multiply with numbers as complex numbers do.
+        """
+        one, s, s2, b, bs, bs2 = self.coefficients
+        return complex(one + seq_len * (s + seq_len * s2), b + seq_len * (bs + seq_len * bs2))
 
 
 ZERO = Polynomial((0, 0, 0, 0, 0, 0))
@@ -125,6 +133,9 @@ class StageProfile:
     backward: Pass
     released_before_backward: Polynomial = ZERO
     """Bytes of ``forward`` that leaving autocast frees: cast weights nobody saved."""
+    left_by_last_layer: Polynomial = ZERO
+    """Bytes that the backward of the layer before this stage, the last of its stack, leaves beyond
+    what others of its kind do: gradients of what all layers read, such as a position bias."""
     trainable_params: int
     """Parameters that get a gradient, in elements; tied ones count in the first stage."""
     frozen_params: int
@@ -303,6 +314,7 @@ def _stage(data: Mapping[str, Any]) -> StageProfile:
         "forward": _pass(data["forward"]),
         "backward": _pass(data["backward"]),
         "released_before_backward": _polynomial(data["released_before_backward"]),
+        "left_by_last_layer": _polynomial(data["left_by_last_layer"]),
         "parameters": tuple(_parameter_group(group) for group in data["parameters"]),
     }
     return StageProfile(**fields)

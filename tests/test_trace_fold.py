@@ -36,7 +36,7 @@ ALIKE = (
 )
 """Families left out of the fold: their layers are another one's to the last tensor, or nearly."""
 FOLDED = [model for model in families() if model not in ALIKE]
-EVERY = {"full": 1, "full, checkpointed": 6, "lora": 6, "lora, checkpointed": 2}
+EVERY = {"full": 2, "full, checkpointed": 4, "lora": 6, "lora, checkpointed": 3}
 """A recipe is tried on every so many families, for time: all 27 were, once, with all four."""
 
 
@@ -79,7 +79,7 @@ def folded(profile: ActivationProfile, recipe: Recipe, micro_batch: int, seq_len
 
 def folded_with(name: str) -> list[str]:
     """The families that a recipe is tried on."""
-    return [m for at, m in enumerate(FOLDED) if at % EVERY[name] == 0 or (m, name) in LOW]
+    return [m for at, m in enumerate(FOLDED) if at % EVERY[name] == 0 or (m, name) in ALWAYS]
 
 
 @cache
@@ -97,15 +97,16 @@ def family_peaks(name: str) -> dict[str, tuple[ActivationProfile, int, dict[int,
     }
 
 
-LOW = {
+OFF = {
     ("google-t5/t5-3b", "full, checkpointed"),
     ("google-t5/t5-3b", "lora, checkpointed"),
-    ("facebook/bart-base", "full, checkpointed"),
-    ("facebook/bart-base", "lora, checkpointed"),
 }
-"""What all layers read (T5's position bias, an encoder's output) gets a gradient in the last layer
-that stays until the first one's backward. The fold adds it at the end of the stack's backward, so
-checkpointed layers in between come out off: by 1 to 2 % here, and 10 % low for T5's scores."""
+"""T5's position bias goes when the second layer's checkpoint does, before the first layer's
+backward; the fold lets it go after: up to 2 % off here, 8 % high for a single sequence."""
+ALWAYS = {
+    *((model, name) for model in ("facebook/bart-base", "google-t5/t5-3b") for name in RECIPES),
+}
+"""Two stacks, where all layers read what one of them made, are tried with every recipe."""
 
 
 def fold_cases() -> list[Any]:
@@ -114,8 +115,8 @@ def fold_cases() -> list[Any]:
         group = pytest.mark.xdist_group(f"fold {method}")
         for name in recipes:
             for model in folded_with(name):
-                low = pytest.mark.xfail(strict=False, reason="gradients that many layers share")
-                marks = [group, low] if (model, name) in LOW else [group]
+                off = pytest.mark.xfail(strict=False, reason="a bias that many layers share")
+                marks = [group, off] if (model, name) in OFF else [group]
                 cases.append(pytest.param(name, model, marks=marks, id=f"{model}-{name}"))
     return cases
 

@@ -7,14 +7,17 @@ within such a run only its two ends can be the highest: the fold looks at those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from typing import Generic, TypeVar
 
-from batchplan.profile import ActivationProfile, Pass, StageProfile
+from batchplan.profile import ZERO, ActivationProfile, Pass, Polynomial, StageProfile
 
 HEAD = "head and loss"
+Size = TypeVar("Size", int, complex)
+"""Bytes at one micro-batch, or ``Polynomial.line``: bytes of any micro-batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +48,19 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instant:
+class Instant(Generic[Size]):
     """Live bytes at the highest point of one stage, by what they are."""
 
     phase: str
     stage: str
     place: Place
-    saved: int
-    transient: int
-    head: int
+    saved: Size
+    transient: Size
+    head: Size
     gradients: int
 
     @property
-    def num_bytes(self) -> int:
+    def num_bytes(self) -> Size:
         """All of it."""
         return self.saved + self.transient + self.head + self.gradients
 
@@ -69,74 +72,102 @@ def fold(
     seq_len: int,
     life: GradientLife,
     keeps_inputs: bool = False,
-) -> Iterator[Instant]:
+) -> Iterator[Instant[int]]:
     """Yield the highest instant of each end of each run of stages, in time order.
 
     ``keeps_inputs``: a layer's input and the gradient of it stay until backward ends.
     """
-    stages = profile.stages_at(micro_batch)
-    runs = [(index, len(list(group))) for index, group in groupby(profile.order)]
-    saved = head = 0
+    return walk(
+        stages=profile.stages_at(micro_batch),
+        order=profile.order,
+        life=life,
+        size=lambda polynomial: polynomial(micro_batch, seq_len),
+        binding=lambda peaks: (max(peaks, key=sum),),
+        keeps_inputs=keeps_inputs,
+    )
+
+
+def walk(
+    *,
+    stages: Sequence[StageProfile],
+    order: Sequence[int],
+    life: GradientLife,
+    size: Callable[[Polynomial], Size],
+    binding: Callable[[list[tuple[Size, int]]], Iterable[tuple[Size, int]]],
+    keeps_inputs: bool,
+) -> Iterator[Instant[Size]]:
+    """Yield every instant of each end of each run of stages that ``binding`` picks.
+
+    Args:
+        stages: the distinct kinds.
+        order: indices into ``stages``, in forward order.
+        life: how gradients live.
+        size: a polynomial's bytes, at one micro-batch or at any.
+        binding: which of a stage's possible peaks, (activations, gradients) each, are looked at.
+        keeps_inputs: see ``fold``.
+    """
+    runs = [(index, len(list(group))) for index, group in groupby(order)]
+    nothing = size(ZERO)
+    saved = head = nothing
     gradients = life.resident_bytes
 
     for index, count in runs:
         stage = stages[index]
-        delta = stage.forward.delta(micro_batch, seq_len)
-        high = _highest(stage.forward, micro_batch, seq_len, 0)[0]
+        delta = size(stage.forward.delta)
         is_head = stage.name == HEAD
-        for step in _ends(count):
-            yield Instant(
-                phase="forward",
-                stage=stage.name,
-                place=Place.LAYER_FORWARD if stage.is_layer else Place.OUTSIDE_FORWARD,
-                saved=saved + step * delta,
-                transient=0 if is_head else high,
-                head=high if is_head else 0,
-                gradients=gradients,
-            )
+        place = Place.LAYER_FORWARD if stage.is_layer else Place.OUTSIDE_FORWARD
+        for high, _ in binding(_peaks(stage.forward, size)):
+            for step in _ends(count):
+                yield Instant(
+                    phase="forward",
+                    stage=stage.name,
+                    place=place,
+                    saved=saved + step * delta,
+                    transient=nothing if is_head else high,
+                    head=high if is_head else nothing,
+                    gradients=gradients,
+                )
         if is_head:
             head += count * delta
         else:
             saved += count * delta
-    saved -= sum(
-        count * stages[index].released_before_backward(micro_batch, seq_len)
-        for index, count in runs
-    )
+    for index, count in runs:
+        saved -= count * size(stages[index].released_before_backward)
 
-    first_layer = next((at for at, (index, _) in enumerate(runs) if stages[index].is_layer), None)
-    for at in range(len(runs) - 1, -1, -1):
-        index, count = runs[at]
+    left = nothing
+    first_layer = next((run for run in runs if stages[run[0]].is_layer), None)
+    for run in reversed(runs):
+        index, count = run
         stage = stages[index]
-        delta = stage.backward.delta(micro_batch, seq_len)
+        is_head = stage.name == HEAD
+        place = Place.LAYER_BACKWARD if stage.is_layer else Place.OUTSIDE_BACKWARD
+        delta = size(stage.backward.delta)
         if keeps_inputs and stage.is_layer:
-            delta += 2 * stage.forward.delta(micro_batch, seq_len)
-        high, made = _highest(
-            stage.backward, micro_batch, seq_len, life.made_bytes, growing=life.holds_stage
-        )
+            delta += 2 * size(stage.forward.delta)
+        peaks = _peaks(stage.backward, size, life.made_bytes, growing=life.holds_stage)
         width = life.made_bytes if life.holds_root and not stage.is_layer else life.kept_bytes
         kept = round(width * stage.trainable_params)
-        for step in _ends(count):
-            yield Instant(
-                phase="backward",
-                stage=stage.name,
-                place=_backward_place(stage, is_first=at == first_layer and step == count - 1),
-                saved=saved + (0 if stage.name == HEAD else step * delta),
-                transient=0 if stage.name == HEAD else high,
-                head=head + (high if stage.name == HEAD else 0),
-                gradients=gradients + step * kept + made,
-            )
+        for high, made in binding(peaks):
+            for step in _ends(count):
+                before = nothing if is_head else step * delta + (left if step else nothing)
+                yield Instant(
+                    phase="backward",
+                    stage=stage.name,
+                    place=Place.FIRST_LAYER_BACKWARD
+                    if run is first_layer and step == count - 1
+                    else place,
+                    saved=saved + before,
+                    transient=nothing if is_head else high,
+                    head=head + (high if is_head else nothing),
+                    gradients=gradients + step * kept + made,
+                )
         gradients += count * kept
-        if stage.name == HEAD:
+        if is_head:
             # What the head's backward leaves is the gradient handed to the last layer.
-            saved, head = saved + head + count * delta, 0
+            saved, head = saved + head + count * delta, nothing
         else:
-            saved += count * delta
-
-
-def _backward_place(stage: StageProfile, *, is_first: bool) -> Place:
-    if not stage.is_layer:
-        return Place.OUTSIDE_BACKWARD
-    return Place.FIRST_LAYER_BACKWARD if is_first else Place.LAYER_BACKWARD
+            saved += count * delta + left
+        left = size(stage.left_by_last_layer)
 
 
 def _ends(count: int) -> tuple[int, ...]:
@@ -144,17 +175,14 @@ def _ends(count: int) -> tuple[int, ...]:
     return (0,) if count == 1 else (0, count - 1)
 
 
-def _highest(
-    one: Pass, micro_batch: int, seq_len: int, grad_bytes: int, *, growing: bool = False
-) -> tuple[int, int]:
-    """Return (activation bytes, gradient bytes) at the highest instant of a pass."""
-    return max(
+def _peaks(
+    one: Pass, size: Callable[[Polynomial], Size], grad_bytes: int = 0, *, growing: bool = False
+) -> list[tuple[Size, int]]:
+    """Return (activation bytes, gradient bytes) of every instant that can be a pass's highest."""
+    return [
         (
-            (
-                peak.activations(micro_batch, seq_len),
-                grad_bytes * (peak.new_grad_params if growing else peak.in_flight_grad_params),
-            )
-            for peak in one.peaks
-        ),
-        key=sum,
-    )
+            size(peak.activations),
+            grad_bytes * (peak.new_grad_params if growing else peak.in_flight_grad_params),
+        )
+        for peak in one.peaks
+    ]

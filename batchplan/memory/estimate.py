@@ -11,7 +11,7 @@ from batchplan.memory.bill import input_bytes, overhead_terms, state_terms, tens
 from batchplan.memory.device import ALLOCATED_ERROR, SHARDED_ALLOCATED_ERROR
 from batchplan.memory.parameters import Parameters
 from batchplan.memory.reserve import Reserve, least_reserve, played_reserve
-from batchplan.memory.setting import Setting, prepare
+from batchplan.memory.setting import OPTIMIZER_STEP, Setting, prepare
 from batchplan.memory.states import compute_states
 from batchplan.memory.terms import ErrorBand, Estimate, Moment, Term
 from batchplan.profile import ActivationProfile
@@ -20,7 +20,6 @@ from batchplan.states.numerics import resolve_dtypes
 from batchplan.states.sharding import RULES
 from batchplan.units import format_bytes
 
-OPTIMIZER_STEP = "optimizer step"
 STATES_ERROR = ErrorBand(
     percent=0.0,
     basis="arithmetic on states alone; activations, buffers and context are left out",
@@ -64,20 +63,11 @@ class _Instants:
     """Every instant that can be the highest, and which one is."""
 
     timeline: tuple[Moment, ...]
-    peak: Instant
+    peak: Instant[int]
     allocated_bytes: int
 
 
 def _instants(setting: Setting, batch: Batch) -> _Instants:
-    step = Instant(
-        phase=OPTIMIZER_STEP,
-        stage="all",
-        place=Place.OPTIMIZER_STEP,
-        saved=0,
-        transient=setting.states.step_temporary,
-        head=0,
-        gradients=setting.states.gradients,
-    )
     passes = [
         instant
         for life in setting.lives(batch.accum_steps)
@@ -90,7 +80,7 @@ def _instants(setting: Setting, batch: Batch) -> _Instants:
         )
     ]
     fixed = setting.fixed_bytes + input_bytes(batch)
-    instants = (*passes, step)
+    instants = (*passes, setting.optimizer_instant)
     timeline = tuple(
         Moment(
             phase=instant.phase,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batchplan.memory.activations import GradientLife
+from batchplan.memory.activations import GradientLife, Instant, Place
 from batchplan.memory.buffers import Buffers, compute_buffers
 from batchplan.memory.device import cublas_workspace_bytes
 from batchplan.memory.parameters import Parameters
@@ -14,6 +14,8 @@ from batchplan.profile import ActivationProfile
 from batchplan.spec import Checkpointing, Cluster, Gpu, Method, Recipe
 from batchplan.states.numerics import BYTES_PER_ELEMENT, Dtypes, resolve_dtypes
 from batchplan.states.sharding import RULES, Engine, ShardingRule
+
+OPTIMIZER_STEP = "optimizer step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,19 @@ class Setting:
             + self.states.optimizer_states
             + self.profile.buffer_bytes
             + cublas_workspace_bytes(self.gpu)
+        )
+
+    @property
+    def optimizer_instant(self) -> Instant[int]:
+        """The optimizer step, as an instant beside those of the passes."""
+        return Instant(
+            phase=OPTIMIZER_STEP,
+            stage="all",
+            place=Place.OPTIMIZER_STEP,
+            saved=0,
+            transient=self.states.step_temporary,
+            head=0,
+            gradients=self.states.gradients,
         )
 
     @property

@@ -71,6 +71,7 @@ def _installed(python: Path | None) -> dict[str, str]:
     return _own_versions() if python is None else _versions_of(python)
 
 
+@cache
 def _own_versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:

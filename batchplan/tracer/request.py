@@ -69,6 +69,14 @@ def trace_request(
     }
 
 
+def profile_key(recipe: Recipe, seq_len: int, library: str) -> tuple[object, ...]:
+    """Return what tells the profiles of one model apart: equal keys have equal profiles."""
+    request = trace_request(
+        config={}, model_ref="", recipe=recipe, seq_len=seq_len, library=library
+    )
+    return tuple(value for name, value in request.items() if name != "config")
+
+
 RECORDED = (Optimizer.ADAMW, Optimizer.SGD, Optimizer.SGD_MOMENTUM)
 """Optimizers of torch's own; the others run kernels that need a GPU."""
 

@@ -111,12 +111,14 @@ def _fit_stages(
     stages = []
     for key in joined[0]:
         released = fitter.fit([one[key][0].released for one in joined])
+        left = fitter.fit([one[key][1].left for one in joined])
         stages.append(
             {
                 "name": _name(key, built),
                 "forward": fit_pass(fitter, [one[key][0] for one in joined], seq_lens)
                 | {"script": sizes.script([one[key][0].script for one in joined])},
                 "released_before_backward": {"coefficients": released},
+                "left_by_last_layer": {"coefficients": left},
                 "backward": fit_pass(fitter, [one[key][1] for one in joined], seq_lens)
                 | {"script": sizes.script([one[key][1].script for one in joined])},
                 **_count(key, built, joined[0][key][1].grads_made),
@@ -151,7 +153,7 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
     A layer at the edge of its stack may keep a little more or less than the others of its kind.
     That difference goes to the glue before the stack, so that the sum stays what was traced; in
     backward, what the stack's end keeps for the rest (the sum of gradients of what all layers
-    read: a position bias, an encoder's output) goes to the glue after it, which runs first.
+    read: a position bias, an encoder's output) is noted at the glue after it, which runs first.
     """
     forward = _by_stage(step.forward)
     backward = _by_stage(step.backward)
@@ -162,14 +164,16 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
         if f"layer:{k}:0" not in backward and glue in backward:
             # The stack's input needs no gradient (frozen embeddings): backward ends in layer 0.
             backward[f"layer:{k}:0"] = backward.pop(glue)
-        extra_forward, extra_backward, at_the_end = 0, at_the_end, 0
+        extra_forward, extra_backward, left, at_the_end = 0, 0, at_the_end, 0
         kinds: dict[int, tuple[Interval, Interval]] = {}
         for kind in dict.fromkeys(stack.kinds):
             positions = [i for i, kept in enumerate(stack.kept) if stack.kinds[kept] == kind]
             # Forward: the last, because the model's own frame still holds the stack's input while
             # the second runs. Backward walks the other way: one whose gradient comes from its
-            # own kind and that is not the first, which may have no input gradient to make.
-            back = positions[min(1, len(positions) - 1)] if positions[0] == 0 else positions[0]
+            # own kind and that is not the first, which may have no input gradient to make, nor
+            # the last reader of what the first made for all of them.
+            has_inner = positions[0] == 0 or len(positions) > 2
+            back = positions[min(1, len(positions) - 1)] if has_inner else positions[0]
             one_forward = forward[f"layer:{k}:{positions[-1]}"]
             one_backward = backward[f"layer:{k}:{back}"]
             kinds[kind] = (one_forward, one_backward)
@@ -182,14 +186,14 @@ def _representatives(built: Built, step: Step) -> dict[Any, tuple[Interval, Inte
                     extra_backward += extra
         found[("glue", k)] = (
             _shifted(forward[glue], extra_forward),
-            _shifted(backward.get(glue, _EMPTY), extra_backward),
+            _shifted(backward.get(glue, _EMPTY), extra_backward, left=left),
         )
         for kind, pair in kinds.items():
             found[("kind", kind)] = pair
     end = f"glue:{len(built.stacks)}"
     found[("glue", len(built.stacks))] = (
         forward[end],
-        _shifted(backward.get(end, _EMPTY), at_the_end),
+        _shifted(backward.get(end, _EMPTY), left=at_the_end),
     )
     return found
 
@@ -206,8 +210,8 @@ def _by_stage(intervals: Sequence[Interval]) -> dict[str, Interval]:
     return found
 
 
-def _shifted(interval: Interval, extra: int) -> Interval:
-    return dataclasses.replace(interval, delta=interval.delta + extra)
+def _shifted(interval: Interval, extra: int = 0, *, left: int = 0) -> Interval:
+    return dataclasses.replace(interval, delta=interval.delta + extra, left=left)
 
 
 def _off_by(fitted: dict[str, Any], seen: Interval, b: int, s: int) -> float:

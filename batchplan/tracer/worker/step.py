@@ -33,6 +33,8 @@ class Interval:
     """Elements of gradients that this interval made."""
     released: int = 0
     """Bytes that a forward interval made and that leaving autocast freed: its cast weights."""
+    left: int = 0
+    """Bytes that the last layer's backward leaves beyond what others of its kind do."""
     script: list[Entry] = field(default_factory=list)
     """What was made and freed, in order."""
 
