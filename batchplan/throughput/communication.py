@@ -7,16 +7,25 @@ and ZeRO-1, not for the rest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from batchplan.profile import ActivationProfile
 from batchplan.spec import Cluster, Dtype, Gpu, Method, Recipe, Sharding
 from batchplan.states.numerics import BYTES_PER_ELEMENT, nf4_bytes, resolve_dtypes
 from batchplan.states.sharding import RULES, Engine
+from batchplan.states.zero import prefetch_elements, reduce_bucket_elements
 from batchplan.throughput.rates import (
+    DDP_BUCKET_BYTES,
     INTER_NODE_SHARE,
+    LINK_HOP_SECONDS,
     LINK_SHARE,
+    NETWORK_HOP_SECONDS,
+    PCIE_HOP_SECONDS,
     PCIE_SHARE,
     PCIE_UNKNOWN_GB_PER_S,
+    TREE_HOP_SECONDS,
+    ZERO_GATHER_BUCKET_ELEMENTS,
 )
 
 
@@ -123,8 +132,7 @@ def moved_bytes(
 ) -> MovedBytes:
     """Return what one rank sends; one rank alone sends nothing.
 
-    Leaves out: latency of each collective (10-30 us a ring step), padding of shards, buffers that
-    DDP broadcasts. Errs low for many small collectives.
+    Leaves out: padding of shards, buffers that DDP broadcasts. Latency is ``exchange``'s.
     """
     rule = RULES[recipe.sharding]
     ranks = rule.num_shards(cluster)
@@ -181,6 +189,135 @@ def node_bandwidth_gb_per_s(gpu: Gpu) -> float:
 def element_bytes(dtype: Dtype, recipe: Recipe) -> float:
     """Return the width of one value, the scales of NF4 included."""
     return nf4_bytes(recipe) if dtype is Dtype.NF4 else BYTES_PER_ELEMENT[dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """Seconds of communication, before any of it hides."""
+
+    micro_batch_seconds: float
+    step_seconds: float
+    formula: str
+
+
+ALONE = Exchange(micro_batch_seconds=0.0, step_seconds=0.0, formula="one rank")
+
+
+def exchange(
+    *,
+    profile: ActivationProfile,
+    recipe: Recipe,
+    quantised_params: int,
+    cluster: Cluster,
+    gpu: Gpu,
+) -> Exchange:
+    """Return what communication costs: bytes over the rate, and hops times their latency.
+
+    Leaves out: stragglers, other traffic on the network, trees that only some NCCL versions have
+    for gathers (errs high beyond some hundred ranks).
+    """
+    if cluster.num_ranks == 1:
+        return ALONE
+    moved = moved_bytes(
+        recipe=recipe,
+        trainable_params=profile.trainable_params,
+        frozen_params=profile.frozen_params,
+        quantisable_params=quantised_params,
+        cluster=cluster,
+    )
+    within_node = RULES[recipe.sharding].within_node
+    stays_in_node = cluster.num_nodes == 1 or within_node
+    rate = (
+        node_bandwidth_gb_per_s(gpu)
+        if stays_in_node
+        else bus_bandwidth_gb_per_s(gpu=gpu, cluster=cluster)
+    )
+    between_rate = cluster.inter_node_gb_per_s * INTER_NODE_SHARE
+    micro_latency, step_latency = _latency(profile, recipe, cluster, gpu)
+    return Exchange(
+        micro_batch_seconds=micro_latency
+        + ring_seconds(moved.per_micro_batch, rate)
+        + ring_seconds(moved.between_nodes_per_micro_batch, between_rate),
+        step_seconds=step_latency
+        + ring_seconds(moved.per_step, rate)
+        + ring_seconds(moved.between_nodes_per_step, between_rate),
+        formula=f"{moved.per_micro_batch / 1e9:.3g} GB a micro-batch and "
+        f"{moved.per_step / 1e9:.3g} GB a step at {rate:.3g} GB/s, latency "
+        f"{micro_latency * 1e3:.3g} and {step_latency * 1e3:.3g} ms",
+    )
+
+
+def ring_hop_seconds(*, cluster: Cluster, gpu: Gpu) -> float:
+    """Return the latency of once around a ring over all ranks: a gather or a reduce-scatter."""
+    inside = LINK_HOP_SECONDS if gpu.link_gb_per_s else PCIE_HOP_SECONDS
+    steps = cluster.num_ranks - 1
+    crossings = min(steps, cluster.num_nodes) if cluster.num_nodes > 1 else 0
+    return crossings * NETWORK_HOP_SECONDS + (steps - crossings) * inside
+
+
+def all_reduce_hop_seconds(*, cluster: Cluster, gpu: Gpu) -> float:
+    """Return the latency of an all-reduce: twice around the ring, or up and down a tree of nodes.
+
+    NCCL takes the faster of both.
+    Source: https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/
+    """
+    inside = LINK_HOP_SECONDS if gpu.link_gb_per_s else PCIE_HOP_SECONDS
+    levels = (cluster.num_nodes - 1).bit_length()
+    tree = levels * TREE_HOP_SECONDS + (cluster.ranks_per_node - 1) * inside
+    return 2 * min(ring_hop_seconds(cluster=cluster, gpu=gpu), tree)
+
+
+def _latency(
+    profile: ActivationProfile, recipe: Recipe, cluster: Cluster, gpu: Gpu
+) -> tuple[float, float]:
+    """Return latencies of all collectives of a micro-batch, and of those of a step."""
+    rule, row = RULES[recipe.sharding], traffic(recipe)
+    count = _collectives(profile, recipe)
+    between = 0.0
+    if rule.within_node and cluster.num_nodes > 1:
+        one_a_node = Cluster(num_ranks=cluster.num_nodes, num_nodes=cluster.num_nodes)
+        between = all_reduce_hop_seconds(cluster=one_a_node, gpu=gpu)
+        cluster = Cluster(num_ranks=cluster.ranks_per_node, num_nodes=1)
+    gather = ring_hop_seconds(cluster=cluster, gpu=gpu)
+    # Weights that stay whole have their gradients all-reduced: DeepSpeed's stages 1 and 2 keep
+    # their own share of the result (stage_1_and_2.py, ``use_multi_rank_bucket_allreduce``).
+    reduction = (
+        gather + between if rule.weights else all_reduce_hop_seconds(cluster=cluster, gpu=gpu)
+    )
+    reductions = count.reductions * reduction
+    micro = row.weights_per_micro_batch * count.gathers * gather
+    micro += reductions if row.gradients_per_micro_batch else 0.0
+    step = row.updated_per_step * count.update_gathers * gather
+    step += reductions if row.gradients_per_step else 0.0
+    return micro, step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collectives:
+    """How many collectives move everything once."""
+
+    gathers: int = 0
+    reductions: int = 0
+    update_gathers: int = 0
+
+
+def _collectives(profile: ActivationProfile, recipe: Recipe) -> _Collectives:
+    """Return the counts: FSDP has one for each layer and one for the rest, others fill buckets."""
+    engine = RULES[recipe.sharding].engine
+    trainable = profile.trainable_params
+    units = profile.num_layers + 1
+    if engine is Engine.FSDP:
+        return _Collectives(gathers=units, reductions=units)
+    if engine is Engine.TORCH_DDP:
+        bucket_bytes = trainable * _widths(recipe)[2]
+        return _Collectives(reductions=math.ceil(bucket_bytes / DDP_BUCKET_BYTES))
+    ahead = max(1, prefetch_elements(recipe, profile.hidden_size))
+    bucket = max(1, reduce_bucket_elements(recipe, profile.hidden_size))
+    return _Collectives(
+        gathers=max(units, math.ceil((trainable + profile.frozen_params) / ahead)),
+        reductions=math.ceil(trainable / bucket),
+        update_gathers=math.ceil(trainable / ZERO_GATHER_BUCKET_ELEMENTS),
+    )
 
 
 def _widths(recipe: Recipe) -> tuple[float, float, float]:

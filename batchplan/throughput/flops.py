@@ -12,11 +12,12 @@ Sources: PaLM, https://arxiv.org/abs/2204.02311, appendix B (6 N + 12 L q s); to
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
 from batchplan.profile import ActivationProfile, StageProfile
-from batchplan.spec import Attention, Checkpointing, Method, Recipe
+from batchplan.spec import Attention, Checkpointing, Loss, Method, Recipe
 
 
 class AttentionCount(StrEnum):
@@ -38,6 +39,10 @@ class FlopCount:
     """What runs, recomputation included: the numerator of HFU."""
     executed_scores: float
     """The part of ``executed`` in attention scores and their product with the values."""
+    repeated_scores: float
+    """The part of ``executed_scores`` that is recomputation."""
+    is_eager: bool
+    """Whether the scores are written to memory."""
     convention: str
     """In words, such as ``6N + 6Lqs (causal-exact), forward of layers repeated``."""
 
@@ -81,41 +86,74 @@ def micro_batch_flops(
 
     Full checkpointing repeats the forward pass of every layer, not of the head; selective
     repeats the attention scores alone. Frozen weights get no gradient of their own (LoRA: 4 N for
-    the base, 6 N for adapters).
+    the base, 6 N for adapters). A chunked loss makes the logits twice.
 
     Leaves out: element-wise work, the flash kernel's own recomputation of scores in backward,
     optimizer FLOPs (Muon's Newton-Schulz steps), packing with a block-diagonal mask (errs high).
     """
     eager = recipe.attention is Attention.EAGER or profile.attention == Attention.EAGER
-    model = executed = executed_scores = 0.0
+    model = executed = executed_scores = repeated_scores = 0.0
     counts: set[AttentionCount] = set()
-    for index in profile.order:
+    for index, times in Counter(profile.order).items():
         stage = profile.stages[index]
         pairs = _pairs(stage, seq_len, eager=eager)
         counts |= set(pairs)
         keys = sum(pairs.values()) / seq_len
-        scores = 4.0 * stage.attention_width * keys * seq_len
-        needed = seq_len * token_flops(
-            matmul_params=stage.flops_params,
-            trained_params=_trained_matmul_params(stage, recipe),
-            attention_width=stage.attention_width,
-            keys=keys,
+        scores = times * 4.0 * stage.attention_width * keys * seq_len
+        needed = (
+            times
+            * seq_len
+            * token_flops(
+                matmul_params=stage.flops_params,
+                trained_params=_trained_matmul_params(stage, recipe),
+                attention_width=stage.attention_width,
+                keys=keys,
+            )
         )
         model += needed
         executed += needed
         executed_scores += 3 * scores
         if recipe.checkpointing is Checkpointing.FULL and stage.is_layer:
-            executed += 2.0 * stage.flops_params * seq_len + scores
-            executed_scores += scores
+            executed += times * 2.0 * repeated_params(stage, recipe) * seq_len
+            repeated_scores += scores
         elif recipe.checkpointing is Checkpointing.SELECTIVE:
-            executed += scores
-            executed_scores += scores
+            repeated_scores += scores
+    if recipe.loss is Loss.CHUNKED:
+        executed += 2.0 * profile.stages[profile.order[-1]].flops_params * seq_len
     return FlopCount(
         model=micro_batch * model,
-        executed=micro_batch * executed,
-        executed_scores=micro_batch * executed_scores,
+        executed=micro_batch * (executed + repeated_scores),
+        executed_scores=micro_batch * (executed_scores + repeated_scores),
+        repeated_scores=micro_batch * repeated_scores,
+        is_eager=eager,
         convention=_convention(recipe, counts),
     )
+
+
+def repeated_params(stage: StageProfile, recipe: Recipe) -> int:
+    """Return the parameters whose forward products full checkpointing runs again.
+
+    torch's checkpoint stops as soon as everything that backward needs is there. Nothing needs the
+    output of a layer's last product, the one that narrows the feed-forward back to the residual
+    stream, so it is not repeated. All is repeated by the reentrant implementation, by mixtures of
+    experts (their outputs are weighted), and where an adapter follows the product.
+
+    Source: torch ``utils/checkpoint.py``, ``set_checkpoint_early_stop``.
+
+    Leaves out: a norm or dropout after the feed-forward, which does need that output (errs low by
+    up to 8 % of compute).
+    """
+    if recipe.reentrant or stage.adapter_params or not stage.is_layer:
+        return stage.flops_params
+    narrowing = [
+        group
+        for group in stage.parameters
+        if len(group.shape) == 2 and group.shape[0] < group.shape[1]
+    ]
+    last = max(narrowing, key=lambda group: group.num_elements, default=None)
+    if last is None or last.count != 1 or any(len(group.shape) > 2 for group in stage.parameters):
+        return stage.flops_params
+    return stage.flops_params - last.num_elements
 
 
 def _pairs(stage: StageProfile, seq_len: int, *, eager: bool) -> dict[AttentionCount, int]:

@@ -188,6 +188,8 @@ whether or not the answer is near.
 *matched* traces with the library versions of the measurement where they can be had, otherwise with
 the current ones; *current* always traces with the current ones.
 
+Step times have their own page: [throughput.md](throughput.md).
+
 {table(("versions", "packages"), versions)}
 
 ## Summary

@@ -1,0 +1,1 @@
+"""Step times against published throughputs: ``python -m benchmarks.throughput``."""
