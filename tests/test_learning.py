@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import pytest
+from console_blocks import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+import batchplan
 from batchplan.errors import SpecError
 from batchplan.learning import (
+    Base,
+    Change,
     PublishedRun,
     advise,
     beta2_for_half_life,
+    comparable_runs,
+    compare,
     examples_multiplier,
     half_life_tokens,
+    keep_time_scale,
+    rate_for,
     reference_runs,
     saturating_rate,
     scale_adam,
@@ -21,8 +32,14 @@ from batchplan.learning import (
     shift_beta2,
     steps_multiplier,
     surge_rate,
+    time_scale_tokens,
     width_rate,
+    within_epoch,
 )
+from batchplan.learning.references import REFERENCES
+from batchplan.learning.rules import RULES
+from batchplan.render.learning import print_learning_rate
+from batchplan.render.recommend import print_recommendation
 from batchplan.spec import Method, Optimizer
 
 kappas = st.floats(1e-3, 1e3)
@@ -124,6 +141,35 @@ def test_the_noise_scale_saturates_the_rate_and_trades_steps_for_examples(
 )
 def test_the_surge_peaks_at_the_noise_scale(ratio, rate):
     assert surge_rate(peak_rate=1, noise_ratio=ratio) == pytest.approx(rate, abs=1e-6)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_steps_and_examples_lie_on_one_hyperbola(ratio):
+    """(S / S_min - 1) (E / E_min - 1) = 1, McCandlish et al., equation 2.7."""
+    product = (steps_multiplier(ratio) - 1) * (examples_multiplier(ratio) - 1)
+    assert product == pytest.approx(1, rel=1e-6)
+
+
+def test_at_the_noise_scale_both_are_twice_their_least():
+    assert steps_multiplier(1) == examples_multiplier(1) == 2
+
+
+@given(st.floats(1e-8, 1e-5))
+def test_far_below_the_noise_scale_the_saturating_rate_is_linear_and_far_above_flat(ratio):
+    below = saturating_rate(max_rate=1, noise_ratio=2 * ratio)
+    assert below == pytest.approx(2 * saturating_rate(max_rate=1, noise_ratio=ratio), rel=1e-4)
+    assert saturating_rate(max_rate=1, noise_ratio=1 / ratio) == pytest.approx(1, abs=1e-4)
+
+
+@given(st.floats(1e-6, 1e6))
+def test_the_surge_is_the_same_on_both_sides_of_its_peak(ratio):
+    mirrored = surge_rate(peak_rate=1, noise_ratio=1 / ratio)
+    assert surge_rate(peak_rate=1, noise_ratio=ratio) == pytest.approx(mirrored)
+
+
+@given(st.floats(1e-8, 1e-6))
+def test_far_below_the_noise_scale_the_surge_is_twice_the_root_of_its_peak(ratio):
+    assert surge_rate(peak_rate=1, noise_ratio=ratio) == pytest.approx(2 * ratio**0.5, rel=1e-5)
 
 
 @given(st.floats(1e-6, 1e-4))
@@ -291,3 +337,281 @@ def test_the_caveat_of_an_untuned_rate_leaves_the_base_to_the_base():
     assert text == (
         "A documented starting point, not tuned for your data: sweep 0.5, 1 and 2 times the value."
     )
+
+
+def change(**changes):
+    question = {
+        "base": Base(value=2e-4, global_batch_size=32, source="given"),
+        "batch": 256,
+        "optimizer": Optimizer.ADAMW,
+        "method": Method.FULL,
+    }
+    return Change(**{**question, **changes})
+
+
+def values(**changes):
+    return {value.name: value for value in compare(change(**changes))}
+
+
+def test_all_rules_stand_side_by_side_with_the_recommended_one_first():
+    names = [value.name for value in compare(change())]
+    assert names[0] == "sqrt"
+    assert set(names) == {
+        *("linear", "sqrt", "saturating", "surge", "beta2 half-life", "LoRA factor")
+    }
+    found = values()
+    assert found["sqrt"].settings.learning_rate == pytest.approx(5.6569e-4, rel=1e-4)
+    assert found["linear"].settings.learning_rate == pytest.approx(1.6e-3)
+    assert found["beta2 half-life"].settings.beta2 == pytest.approx(0.999**8)
+    assert [name for name, value in found.items() if value.is_recommended] == ["sqrt"]
+    sgd = compare(change(optimizer=Optimizer.SGD))
+    assert (sgd[0].name, sgd[0].holds) == ("linear", True)
+
+
+def test_the_root_rule_moves_all_of_adam_s_settings_while_beta1_is_left():
+    base = Base(value=3e-4, global_batch_size=64, source="given")
+    moved = values(base=base, beta2=0.95)["sqrt"].settings
+    assert moved.learning_rate == pytest.approx(6e-4)
+    assert (moved.beta1, moved.beta2, moved.eps) == pytest.approx((0.60, 0.80, 5e-9))
+    far = values(base=replace(base, global_batch_size=25.6), beta2=0.95)["sqrt"]
+    assert far.settings.beta1 is None
+    assert not far.holds
+
+
+def test_rules_by_the_noise_scale_need_one():
+    for name in ("saturating", "surge"):
+        blind = values()[name]
+        assert blind.settings.learning_rate is None
+        assert "noise scale" in blind.verdict
+
+
+# Batch over noise scale 1 to 4: 0.5 to 0.8 of lr_max, and the peak to 0.8 of it.
+@pytest.mark.parametrize(
+    ("name", "optimizer", "factor"),
+    [("saturating", Optimizer.SGD, 0.8 / 0.5), ("surge", Optimizer.ADAMW, 0.8)],
+)
+def test_a_measured_noise_scale_moves_the_rate_along_its_curve(name, optimizer, factor):
+    found = values(batch=128, noise_scale=32, optimizer=optimizer)[name]
+    assert found.settings.learning_rate == pytest.approx(2e-4 * factor)
+    assert found.holds
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"batch": 257}, "sqrt", "more than 8 times"),
+        ({"batch": 3.9}, "sqrt", "more than 8 times"),
+        ({"noise_scale": 100}, "sqrt", "above the noise scale"),
+        ({"optimizer": Optimizer.LION}, "sqrt", "an assumption for lion"),
+        ({"optimizer": Optimizer.ADAMW}, "linear", "not for adamw"),
+        ({"optimizer": Optimizer.SGD}, "sqrt", "not for sgd"),
+        ({"optimizer": Optimizer.SGD, "noise_scale": 100}, "linear", "above the noise scale"),
+        ({"batch": 32 * 200}, "beta2 half-life", "below 0.9"),
+        ({}, "LoRA factor", "adapters only"),
+        ({"method": Method.LORA}, "LoRA factor", "only if the base is a full fine-tune's"),
+    ],
+)
+def test_a_rule_says_why_it_does_not_hold(changes, name, words):
+    found = values(**changes)[name]
+    assert not found.holds
+    assert words in found.verdict
+
+
+def test_the_rate_stops_growing_at_the_noise_scale():
+    uncapped, capped = rate_for(change()), rate_for(change(noise_scale=64))
+    assert capped.value == pytest.approx(2e-4 * 2**0.5)
+    assert capped.value < uncapped.value
+    assert "learning-rate-capped" in codes(capped)
+    assert capped.valid_range == (4, 64)
+    assert (capped.noise.ratio, capped.noise.examples_multiplier) == (4, 5)
+    assert capped.noise.steps_multiplier == 1.25
+    assert rate_for(change(noise_scale=1000)).value == uncapped.value
+
+
+@given(st.floats(0.1, 1e4), st.floats(0.1, 1e4), st.floats(0.1, 1e4))
+def test_there_and_back_under_a_noise_scale_is_where_one_was(first, second, noise):
+    there = rate_for(
+        change(
+            base=Base(value=1e-4, global_batch_size=first, source="given"),
+            batch=second,
+            noise_scale=noise,
+        )
+    )
+    back = rate_for(
+        change(
+            base=Base(value=there.value, global_batch_size=second, source="given"),
+            batch=first,
+            noise_scale=noise,
+        )
+    )
+    assert back.value == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"noise_scale": 0}, {"noise_scale": float("nan")}, {"batch": -1}, {"beta2": 1}]
+)
+def test_a_change_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(SpecError):
+        change(**changes)
+
+
+@given(kappas, st.floats(1e-5, 1), st.floats(1e-3, 1))
+def test_the_weight_decay_told_keeps_adamw_s_time_scale(kappa, rate, decay):
+    """tau = B / (lr * decay), before and after, each by its own numbers."""
+    moved = rate * kappa**0.5
+    kept = keep_time_scale(
+        kappa=kappa,
+        rate_factor=kappa**0.5,
+        weight_decay=decay,
+        learning_rate=moved,
+        tokens_per_step=1e6 * kappa,
+        data_tokens=10**9,
+    )
+    before = time_scale_tokens(learning_rate=rate, weight_decay=decay, tokens_per_step=1e6)
+    assert kept.value == pytest.approx(decay * kappa**0.5)
+    assert kept.time_scale_tokens == pytest.approx(before)
+    assert kept.data_share == pytest.approx(before / 1e9)
+
+
+def test_with_an_unchanged_rate_weight_decay_follows_the_batch():
+    assert keep_time_scale(kappa=4, rate_factor=1).keeping_factor == 4
+
+
+def test_weight_decay_is_told_of_adamw_alone_and_of_a_base_that_moves():
+    assert ask(base_lr=1e-4, base_batch=4).weight_decay.keeping_factor == pytest.approx(2)
+    assert ask(base_lr=1e-4, base_batch=4, weight_decay=0.1).weight_decay.value == 0.2
+    assert ask(base_lr=1e-4).weight_decay is None
+    assert ask().weight_decay is None
+    assert ask(base_lr=1e-4, base_batch=4, optimizer=Optimizer.SGD).weight_decay is None
+    with pytest.raises(SpecError, match="above zero"):
+        time_scale_tokens(learning_rate=1e-4, weight_decay=0, tokens_per_step=1)
+
+
+def test_beta2_comes_with_its_half_life_in_tokens():
+    """0.95 at 524,288 tokens a step forgets half in 7,084,917; at 512 it must be 0.99994991."""
+    base = Base(value=3e-4, global_batch_size=1024, source="given")
+    moved = rate_for(change(base=base, batch=1, tokens=512, beta2=0.95))
+    assert moved.beta2 == pytest.approx(0.99994991, abs=1e-8)
+    assert moved.half_life_tokens == pytest.approx(7_084_917, rel=1e-4)
+    assert rate_for(change()).half_life_tokens is None
+
+
+def test_the_steps_of_an_epoch_shorten_warmup_and_warn_below_100():
+    per_step = 16 * 2048
+    enough, few = (ask(data_tokens=steps * per_step) for steps in (100, 99))
+    assert (enough.steps_per_epoch, enough.warmup_steps) == (100, 10)
+    assert "few-steps" not in codes(enough)
+    assert (few.steps_per_epoch, few.warmup_steps) == (99, 9)
+    assert {"few-steps", "warmup-shortened"} <= codes(few)
+    (text,) = [c.text for c in few.caveats if c.code == "few-steps"]
+    assert f"A batch of {99 * per_step // 100:,} tokens makes 100." in text
+    assert ask(data_tokens=per_step + 1).steps_per_epoch == 2
+
+
+def test_an_epoch_that_is_known_is_not_told_twice():
+    once = ask(data_tokens=10**6)
+    assert within_epoch(once, data_tokens=10**6, tokens_per_step=16 * 2048) is once
+
+
+def test_a_given_rate_for_lora_is_asked_whose_it_is():
+    assert "lora-factor" in codes(ask(base_lr=1e-4, method=Method.LORA))
+    assert "lora-factor" not in codes(ask(method=Method.LORA))
+
+
+def test_the_linear_rule_asks_for_a_warmup_where_the_rate_rises():
+    sgd = {"optimizer": Optimizer.SGD, "base_lr": 0.1}
+    assert "linear-needs-warmup" in codes(ask(**sgd, base_batch=8))
+    assert "linear-needs-warmup" not in codes(ask(**sgd, base_batch=32))
+
+
+def test_published_runs_are_compared_with_full_training_within_ten_times_the_batch():
+    found = comparable_runs(
+        method=Method.FULL, num_params=13_000_000_000, tokens=250_000, runs=RUNS
+    )
+    assert [run.run for run in found] == ["Pythia 12B", "Chinchilla 70B"]
+    assert not comparable_runs(
+        method=Method.LORA, num_params=13_000_000_000, tokens=2_000_000, runs=RUNS
+    )
+
+
+def test_the_page_shows_every_rule_and_law_as_the_program_has_it():
+    page = (ROOT / "docs" / "learning-rate.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    expected = [f"| {r.name} | `{r.formula}` | {r.family} | {r.valid_when} |" for r in RULES]
+    expected += [f"| {r.name} | {r.quantity} | `{r.formula}` | {r.fitted} |" for r in REFERENCES]
+    assert rows == expected
+
+
+def page_of(answer, printer=print_learning_rate, **options):
+    file = io.StringIO()
+    printer(answer.to_dict(), file=file, width=200, **options)
+    return file.getvalue()
+
+
+MOVED = {"lr": "2e-4", "from_batch": 32, "to_batch": 256, "seq_len": 2048}
+
+
+def test_an_answer_s_inputs_give_it_again():
+    answer = batchplan.learning_rate(
+        **MOVED, noise_scale="1M", data_tokens="100B", params="7e9", weight_decay="0.1", loss=2.5
+    )
+    again = batchplan.learning_rate(**answer.to_dict()["inputs"])
+    assert again.to_dict() == answer.to_dict()
+
+
+def test_every_batch_may_be_in_tokens_or_sequences():
+    def rate(**changes):
+        return batchplan.learning_rate(**(MOVED | changes)).learning_rate
+
+    expected = rate(noise_scale=128)
+    assert expected.value == pytest.approx(4e-4)
+    assert rate(noise_scale="262144").value == rate().value  # no suffix: sequences
+    assert rate(noise_scale="262.144k", to_batch="524.288k").value == pytest.approx(4e-4)
+    in_tokens = rate(
+        from_batch="65.536k", to_batch="524.288k", noise_scale="262.144k", seq_len=None
+    )
+    assert in_tokens.value == pytest.approx(4e-4)
+    assert in_tokens.half_life_tokens == pytest.approx(expected.half_life_tokens)
+
+
+def test_a_batch_in_tokens_alone_is_not_taken_for_as_many_sequences():
+    answer = batchplan.learning_rate(lr=1e-4, from_batch="1M", to_batch="2M", method="lora")
+    assert "lora-large-batch" not in codes(answer.learning_rate)
+    assert answer.unit == "tokens"
+
+
+def test_the_page_of_lr_tells_the_rule_and_on_request_all_of_them():
+    answer = batchplan.learning_rate(**MOVED, noise_scale=128, weight_decay="0.1")
+    page = page_of(answer)
+    assert "Weight decay 0.4 (× 4) keeps AdamW's time scale of 3.28B tokens." in page
+    assert "At 2 times the noise scale it takes 1.5 times the fewest steps and 3 times" in page
+    assert "saturating" not in page
+    told = page_of(answer, explain=True)
+    for rule in RULES:
+        assert f"- {rule.name}: {rule.formula}." in told
+        assert rule.source in told
+
+
+def test_laws_come_alone_and_published_runs_beside_a_batch():
+    alone = batchplan.learning_rate(data_tokens="1T", params="7e9")
+    assert alone.to_dict()["learning_rate"] is None
+    page = page_of(alone)
+    assert page.startswith("Published batches, fitted on pre-training from scratch.")
+    assert "From memory of the paper, not re-read: Power Lines" in page
+    assert "The optimal ones are 3 times apart." in page
+    beside = batchplan.learning_rate(lr=3e-4, from_batch="1M", to_batch="4M", params="7e9")
+    assert "Llama 7B" in page_of(beside)
+
+
+def test_a_plan_tells_the_batches_published_for_such_data_and_that_they_are_a_hint():
+    asked = {"params": "7e9", "gpu": "80GB", "devices": 8, "target_tokens": "1M"}
+    answer = batchplan.recommend(**asked, epoch_tokens="50M")
+    page = page_of(answer, print_recommendation)
+    assert "fitted on pre-training from scratch, which this is not: only a hint." in page
+    assert "347,756" in page
+    rate = answer.to_dict()["plans"][0]["learning_rate"]
+    assert rate["steps_per_epoch"] == answer.to_dict()["epoch"]["steps"]
+    assert f"of {rate['steps_per_epoch']} in one epoch" in page
+    assert page.count("Fewer than 100 optimizer steps") == 1
+    assert all("few-steps" in codes(plan.learning_rate) for plan in answer.plans)
+    assert "Published batches" not in page_of(batchplan.recommend(**asked), print_recommendation)

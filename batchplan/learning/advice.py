@@ -4,135 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from batchplan.errors import SpecError
+from batchplan.learning.change import Change
+from batchplan.learning.decay import WeightDecay, keep_time_scale
+from batchplan.learning.epoch import within_epoch
+from batchplan.learning.rate import LearningRate, NoiseCost
+from batchplan.learning.rules import TRUSTED_KAPPA
 from batchplan.learning.runs import PublishedRun
 from batchplan.learning.scaling import (
-    LORA_FACTOR,
-    WIDTH_EXPONENTS,
+    examples_multiplier,
+    half_life_tokens,
     scale_linear,
     scale_sqrt,
     shift_beta2,
-    width_rate,
+    steps_multiplier,
 )
-from batchplan.spec import Caveat, Method, Optimizer
-from batchplan.units import format_count
+from batchplan.learning.start import (
+    PRETRAINING_TOKENS,
+    about_documented_base,
+    documented_base,
+    given_base,
+)
+from batchplan.learning.warnings import about_adapters, about_beta2, about_change
+from batchplan.spec import Method, Optimizer
 
-TRUSTED_KAPPA = (1 / 8, 8.0)
-"""Batch ratios within which the rules are not an extrapolation: a choice, stated as one."""
-LORA_LARGE_BATCH = 128
-"""Sequences above which LoRA is warned about: a soft rule from LoRA Without Regret."""
-PRETRAINING_TOKENS = 500_000
-"""Tokens per step from which the rate of a run from scratch is told beside the fine-tuning one."""
-SMALLEST_BETA2 = 0.9
-"""Very large batches would push beta2 towards 0; nobody trains below this."""
+__all__ = ["PRETRAINING_TOKENS", "LearningRate", "advise", "rate_for"]
 
 LONGEST_FINE_TUNING_WARMUP = 100
 """Fine-tuning runs are often only a few hundred steps long."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """Where the advice starts from: a learning rate known at some batch."""
-
-    value: float
-    global_batch_size: float
-    """Sequences, at the sequence length of the advice."""
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningRate:
-    """A learning rate with its rule and how far it may be trusted."""
-
-    value: float
-    rule: str
-    """``sqrt`` or ``linear``."""
-    valid_range: tuple[float, float]
-    """Global batch in sequences, from lowest to highest, that the rule is trusted for."""
-    beta2: float | None
-    """For Adam only: the half-life in tokens kept from the base, where it is taken to be 0.999."""
-    warmup_steps: int | None
-    caveats: tuple[Caveat, ...]
-    base: Base
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerRule:
-    """How an optimizer's learning rate follows the batch, and where it starts."""
-
-    rule: str
-    is_studied: bool
-    has_beta2: bool
-    """Whether it is Adam, whose beta2 keeps its half-life in tokens."""
-    fine_tuning_rate: float
-    """For a full fine-tune at ``REFERENCE_BATCH`` sequences."""
-    origin: str
-    """Whose rate that is, to go before ``of 1e-05``."""
-    source: str
-
-
-REFERENCE_BATCH = 16
-"""Sequences. Source: ms-swift fills the global batch up to 16 when accumulation is not given."""
-
-FINE_TUNING_BETA2 = 0.999
-"""Source: torch.optim.AdamW's default, which transformers keeps."""
-
-_SWIFT = "ms-swift 4.6 default (1e-5 full, 1e-4 LoRA)"
-_ADAM = OptimizerRule(
-    rule="sqrt",
-    is_studied=True,
-    has_beta2=True,
-    fine_tuning_rate=1e-5,
-    origin="ms-swift's full fine-tuning default",
-    source=_SWIFT,
-)
-OPTIMIZER_RULES: dict[Optimizer, OptimizerRule] = {
-    Optimizer.ADAMW: _ADAM,
-    Optimizer.ADAMW_8BIT: _ADAM,
-    Optimizer.PAGED_ADAMW_8BIT: _ADAM,
-    Optimizer.ADAFACTOR: OptimizerRule(
-        rule="sqrt",
-        is_studied=False,
-        has_beta2=False,
-        fine_tuning_rate=1e-5,
-        origin="ms-swift's full fine-tuning default for AdamW",
-        source=f"taken over from AdamW: {_SWIFT}",
-    ),
-    Optimizer.SGD: OptimizerRule(
-        rule="linear",
-        is_studied=True,
-        has_beta2=False,
-        fine_tuning_rate=1e-3,
-        origin="torch.optim.SGD's default",
-        source="torch.optim.SGD default; no documented value for language models",
-    ),
-    Optimizer.SGD_MOMENTUM: OptimizerRule(
-        rule="linear",
-        is_studied=True,
-        has_beta2=False,
-        fine_tuning_rate=1e-3,
-        origin="torch.optim.SGD's default",
-        source="torch.optim.SGD default; no documented value for language models",
-    ),
-    Optimizer.LION: OptimizerRule(
-        rule="sqrt",
-        is_studied=False,
-        has_beta2=False,
-        fine_tuning_rate=3e-6,
-        origin="a third of AdamW's full fine-tuning default",
-        source="AdamW's over 3: Lion, https://arxiv.org/abs/2302.06675, section 5 (3-10 smaller)",
-    ),
-    Optimizer.MUON: OptimizerRule(
-        rule="sqrt",
-        is_studied=False,
-        has_beta2=False,
-        fine_tuning_rate=1e-3,
-        origin="torch.optim.Muon's default",
-        source="torch.optim.Muon default",
-    ),
-}
+_SCALE = {"linear": scale_linear, "sqrt": scale_sqrt}
 
 
 def advise(
@@ -147,6 +49,9 @@ def advise(
     base_batch: float | None = None,
     base_batch_tokens: float | None = None,
     runs: Sequence[PublishedRun] = (),
+    data_tokens: int | None = None,
+    noise_scale: float | None = None,
+    weight_decay: float | None = None,
 ) -> LearningRate:
     """Return the learning rate for a global batch.
 
@@ -167,165 +72,124 @@ def advise(
         base_batch: sequences per step at which ``base_lr`` was used.
         base_batch_tokens: the same in tokens.
         runs: published runs to compare with.
+        data_tokens: tokens of the data, for the steps of an epoch.
+        noise_scale: measured, in sequences; the rule stops there.
+        weight_decay: at the base.
 
     Raises:
         SpecError: when the base is given twice or makes no sense.
     """
-    known = OPTIMIZER_RULES[optimizer]
     tokens = global_batch_size * seq_len
-    caveats: list[Caveat] = []
-    base_batch_size = base_batch
-    if base_lr is not None:
-        if base_batch is not None and base_batch_tokens is not None:
-            raise SpecError("Give the base batch in sequences or in tokens, not both.")
-        if base_batch_tokens is not None:
-            base_batch_size = base_batch_tokens / seq_len
-        base = Base(
-            value=base_lr,
-            global_batch_size=global_batch_size if base_batch_size is None else base_batch_size,
-            source="given",
-        )
-    elif base_batch is not None or base_batch_tokens is not None:
-        raise SpecError("A base batch needs its base learning rate. Add --lr.")
-    else:
-        base = _reference(method=method, known=known)
-        caveats.append(
-            Caveat(
-                code="learning-rate-not-tuned",
-                text="A documented starting point, not tuned for your data: sweep 0.5, 1 and 2 "
-                "times the value.",
-            )
-        )
-        if hidden_size is not None and known is _ADAM:
-            caveats.append(_second_opinion(method, hidden_size))
-        if method is Method.FULL and known is _ADAM and tokens >= PRETRAINING_TOKENS:
-            caveats.extend(_from_scratch(num_params, tokens, runs))
-    scale = scale_linear if known.rule == "linear" else scale_sqrt
-    if base.global_batch_size <= 0 or not math.isfinite(base.global_batch_size):
-        raise SpecError(f"The base batch must be above zero, not {base.global_batch_size!r}.")
-    kappa = global_batch_size / base.global_batch_size
-    value = scale(learning_rate=base.value, kappa=kappa)
-    low, high = TRUSTED_KAPPA
-    if not low <= kappa <= high:
-        caveats.append(_extrapolated(known.rule, kappa))
-    elif base_lr is not None and kappa != 1:
-        caveats.append(
-            Caveat(
-                code="learning-rate-heuristic",
-                text=f"The {known.rule} rule is a heuristic: sweep 0.5, 1 and 2 times the value.",
-            )
-        )
-    if not known.is_studied:
-        caveats.append(
-            Caveat(
-                code="learning-rate-unstudied",
-                text=f"How {optimizer.value} follows the batch is unstudied; the square-root "
-                "rule is an assumption.",
-            )
-        )
-    if method is not Method.FULL and global_batch_size > LORA_LARGE_BATCH:
-        caveats.append(
-            Caveat(
-                code="lora-large-batch",
-                text=f"LoRA loses more than full fine-tuning above {LORA_LARGE_BATCH} sequences "
-                f"per step; this plan has {global_batch_size}. 32-64 are safer.",
-            )
-        )
-    shifted = None
-    if known.has_beta2:
-        shifted = shift_beta2(beta2=FINE_TUNING_BETA2, kappa=kappa)
-        if shifted < SMALLEST_BETA2:
-            caveats.append(
-                Caveat(
-                    code="beta2-clamped",
-                    text=f"The same half-life would need beta2 {shifted:.3g}; "
-                    f"{SMALLEST_BETA2} is as low as practice goes.",
-                )
-            )
-            shifted = SMALLEST_BETA2
-    return LearningRate(
-        value=value,
-        rule=known.rule,
-        valid_range=(low * base.global_batch_size, high * base.global_batch_size),
-        beta2=shifted,
-        warmup_steps=_warmup(shifted),
-        caveats=tuple(caveats),
-        base=base,
+    given = given_base(
+        base_lr=base_lr,
+        base_batch=base_batch,
+        base_batch_tokens=base_batch_tokens,
+        global_batch_size=global_batch_size,
+        seq_len=seq_len,
     )
+    change = Change(
+        base=given or documented_base(method=method, optimizer=optimizer),
+        batch=global_batch_size,
+        optimizer=optimizer,
+        method=method,
+        sequences=global_batch_size,
+        tokens=tokens,
+        noise_scale=noise_scale,
+    )
+    rate = rate_for(change, data_tokens=data_tokens, weight_decay=weight_decay)
+    if given is not None:
+        return rate
+    about_base = about_documented_base(
+        method=method,
+        optimizer=optimizer,
+        num_params=num_params,
+        hidden_size=hidden_size,
+        tokens=tokens,
+        runs=runs,
+    )
+    return replace(rate, caveats=(*about_base, *rate.caveats))
 
 
-def reference_runs(
-    *, num_params: int, tokens: int, runs: Sequence[PublishedRun], limit: int = 3
-) -> tuple[PublishedRun, ...]:
-    """Return the published runs nearest in parameters, then in tokens per step, nearest first.
+def rate_for(
+    change: Change, *, data_tokens: int | None = None, weight_decay: float | None = None
+) -> LearningRate:
+    """Return the learning rate for a batch that changes from a known base.
 
-    Distance is the sum of the two ratios' logarithms, so twice as large and half as large are
-    equally far.
+    Args:
+        change: base and batch, in any one unit.
+        data_tokens: tokens of the data, for the steps of an epoch; needs ``change.tokens``.
+        weight_decay: at the base.
+
+    Raises:
+        SpecError: when a number makes no sense.
     """
+    base, rule = change.base, change.known.rule
+    value = _SCALE[rule](learning_rate=base.value, kappa=change.capped_kappa)
+    beta2 = _beta2(change)
+    rate = LearningRate(
+        value=value,
+        rule=rule,
+        valid_range=_valid_range(change),
+        beta2=beta2,
+        warmup_steps=_warmup(beta2),
+        caveats=(*about_change(change), *about_adapters(change), *about_beta2(change)),
+        base=base,
+        half_life_tokens=_half_life(beta2, change.tokens),
+        weight_decay=_weight_decay(change, value, weight_decay, data_tokens),
+        noise=_noise(change),
+    )
+    if data_tokens is None or change.tokens is None:
+        return rate
+    return within_epoch(rate, data_tokens=data_tokens, tokens_per_step=change.tokens)
 
-    def distance(run: PublishedRun) -> float:
-        return abs(math.log(run.num_params / num_params)) + abs(
-            math.log(run.global_batch_tokens / tokens)
-        )
 
-    return tuple(sorted(runs, key=distance)[:limit])
+def _valid_range(change: Change) -> tuple[float, float]:
+    """Return the batches the rule is trusted for; it ends at the noise scale."""
+    base = change.base.global_batch_size
+    low, high = (base * factor for factor in TRUSTED_KAPPA)
+    if change.noise_scale is not None:
+        high = min(high, max(change.noise_scale, base))
+    return low, high
 
 
-def _reference(*, method: Method, known: OptimizerRule) -> Base:
-    if method is Method.FULL:
-        return Base(
-            value=known.fine_tuning_rate, global_batch_size=REFERENCE_BATCH, source=known.source
-        )
-    return Base(
-        value=LORA_FACTOR * known.fine_tuning_rate,
-        global_batch_size=REFERENCE_BATCH,
-        source=f"{LORA_FACTOR} × {known.origin} of {known.fine_tuning_rate:g} "
-        "(LoRA Without Regret)",
+def _beta2(change: Change) -> float | None:
+    if not change.known.is_adam:
+        return None
+    return max(shift_beta2(beta2=change.beta2, kappa=change.kappa), change.least_beta2)
+
+
+def _half_life(beta2: float | None, tokens: float | None) -> float | None:
+    if beta2 is None or tokens is None or beta2 == 1:
+        return None
+    return half_life_tokens(beta2=beta2, tokens_per_step=tokens)
+
+
+def _weight_decay(
+    change: Change, rate: float, weight_decay: float | None, data_tokens: int | None
+) -> WeightDecay | None:
+    """Return what keeps AdamW's time scale, where the user's own base moves."""
+    is_asked = change.is_given and (change.kappa != 1 or weight_decay is not None)
+    if not (change.known.is_adam and is_asked):
+        return None
+    return keep_time_scale(
+        kappa=change.kappa,
+        rate_factor=rate / change.base.value,
+        weight_decay=weight_decay,
+        learning_rate=rate,
+        tokens_per_step=change.tokens,
+        data_tokens=data_tokens,
     )
 
 
-def _from_scratch(num_params: int, tokens: int, runs: Sequence[PublishedRun]) -> list[Caveat]:
-    tuned = [run for run in runs if run.peak_lr]
-    if not tuned:
-        return []
-    run = min(
-        tuned,
-        key=lambda run: (
-            abs(math.log(run.num_params / num_params)),
-            abs(math.log(run.global_batch_tokens / tokens)),
-        ),
-    )
-    rate = scale_sqrt(learning_rate=run.peak_lr or 0.0, kappa=tokens / run.global_batch_tokens)
-    return [
-        Caveat(
-            code="learning-rate-from-scratch",
-            text=f"For fine-tuning. Training from scratch would start from {run.run}'s "
-            f"{run.peak_lr:g} at {format_count(run.global_batch_tokens)} tokens: {rate:.3g} here.",
-        )
-    ]
-
-
-def _second_opinion(method: Method, hidden_size: int) -> Caveat:
-    is_lora = method is not Method.FULL
-    rates = sorted(
-        width_rate(hidden_size=hidden_size, family=family, is_lora=is_lora)
-        for family in WIDTH_EXPONENTS
-    )
-    return Caveat(
-        code="learning-rate-second-opinion",
-        text=f"tinker-cookbook's formula gives {rates[0]:.2g} to {rates[-1]:.2g} at hidden "
-        f"size {hidden_size} (Llama and Qwen exponents).",
-    )
-
-
-def _extrapolated(rule: str, kappa: float) -> Caveat:
-    if kappa > 1:
-        risk = "the best rate may fall again above the noise scale; warm the batch up instead"
-    else:
-        risk = "the rule tends to be too low for tiny batches" if rule == "sqrt" else "sweep it"
-    return Caveat(
-        code="learning-rate-extrapolated",
-        text=f"The batch changes by a factor of {kappa:.3g}, outside 1/8 to 8: {risk}.",
+def _noise(change: Change) -> NoiseCost | None:
+    if change.noise_scale is None:
+        return None
+    ratio = change.batch / change.noise_scale
+    return NoiseCost(
+        noise_scale=change.noise_scale,
+        ratio=ratio,
+        steps_multiplier=steps_multiplier(ratio),
+        examples_multiplier=examples_multiplier(ratio),
     )
 
 
@@ -336,4 +200,6 @@ def _warmup(beta2: float | None) -> int | None:
     """
     if beta2 is None:
         return None
+    if beta2 == 1:
+        return LONGEST_FINE_TUNING_WARMUP
     return min(LONGEST_FINE_TUNING_WARMUP, math.ceil(2 / (1 - beta2)))

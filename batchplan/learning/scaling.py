@@ -31,7 +31,7 @@ def scale_linear(*, learning_rate: float, kappa: float) -> float:
     >>> scale_linear(learning_rate=2e-5, kappa=0.5)
     1e-05
     """
-    return _positive("learning rate", learning_rate) * _positive("kappa", kappa)
+    return positive("learning rate", learning_rate) * positive("kappa", kappa)
 
 
 def scale_sqrt(*, learning_rate: float, kappa: float) -> float:
@@ -41,7 +41,7 @@ def scale_sqrt(*, learning_rate: float, kappa: float) -> float:
     https://arxiv.org/abs/1404.5997, section 5. Changing the learning rate alone is a heuristic;
     the derivation changes beta1, beta2 and eps too: see ``scale_adam``.
     """
-    return _positive("learning rate", learning_rate) * math.sqrt(_positive("kappa", kappa))
+    return positive("learning rate", learning_rate) * math.sqrt(positive("kappa", kappa))
 
 
 def scale_adam(
@@ -60,8 +60,13 @@ def scale_adam(
         learning_rate=scale_sqrt(learning_rate=learning_rate, kappa=kappa),
         beta1=_scaled_beta("beta1", beta1, kappa),
         beta2=_scaled_beta("beta2", beta2, kappa),
-        eps=_positive("eps", eps) / math.sqrt(kappa),
+        eps=positive("eps", eps) / math.sqrt(kappa),
     )
+
+
+def is_whole_rule_defined(*, beta: float, kappa: float) -> bool:
+    """Return whether ``scale_adam`` has an answer for a beta: ``kappa (1 - beta) < 1``."""
+    return kappa * (1 - beta) < _LARGEST_REST
 
 
 def shift_beta2(*, beta2: float, kappa: float) -> float:
@@ -69,7 +74,7 @@ def shift_beta2(*, beta2: float, kappa: float) -> float:
 
     Source: Marek et al. 2025, https://arxiv.org/abs/2507.07101.
     """
-    return float(_beta("beta2", beta2) ** _positive("kappa", kappa))
+    return float(_beta("beta2", beta2) ** positive("kappa", kappa))
 
 
 def half_life_tokens(*, beta2: float, tokens_per_step: float) -> float:
@@ -77,7 +82,7 @@ def half_life_tokens(*, beta2: float, tokens_per_step: float) -> float:
 
     Source: Marek et al. 2025, https://arxiv.org/abs/2507.07101.
     """
-    tokens = _positive("tokens per step", tokens_per_step)
+    tokens = positive("tokens per step", tokens_per_step)
     return tokens * math.log(2) / -math.log(_beta("beta2", beta2))
 
 
@@ -86,8 +91,8 @@ def beta2_for_half_life(*, half_life_tokens: float, tokens_per_step: float) -> f
 
     Source: Marek et al. 2025, https://arxiv.org/abs/2507.07101.
     """
-    half_life = _positive("half-life", half_life_tokens)
-    return float(0.5 ** (_positive("tokens per step", tokens_per_step) / half_life))
+    half_life = positive("half-life", half_life_tokens)
+    return float(0.5 ** (positive("tokens per step", tokens_per_step) / half_life))
 
 
 def saturating_rate(*, max_rate: float, noise_ratio: float) -> float:
@@ -96,7 +101,7 @@ def saturating_rate(*, max_rate: float, noise_ratio: float) -> float:
     ``max_rate / (1 + B_noise / B)``: linear in B far below the noise scale, flat far above.
     Source: McCandlish et al., https://arxiv.org/abs/1812.06162, equation 2.6.
     """
-    return _positive("learning rate", max_rate) / (1 + 1 / _positive("noise ratio", noise_ratio))
+    return positive("learning rate", max_rate) / (1 + 1 / positive("noise ratio", noise_ratio))
 
 
 def steps_multiplier(noise_ratio: float) -> float:
@@ -104,7 +109,7 @@ def steps_multiplier(noise_ratio: float) -> float:
 
     Source: McCandlish et al., https://arxiv.org/abs/1812.06162, equation 2.7.
     """
-    return 1 + 1 / _positive("noise ratio", noise_ratio)
+    return 1 + 1 / positive("noise ratio", noise_ratio)
 
 
 def examples_multiplier(noise_ratio: float) -> float:
@@ -112,7 +117,7 @@ def examples_multiplier(noise_ratio: float) -> float:
 
     Source: McCandlish et al., https://arxiv.org/abs/1812.06162, equation 2.7.
     """
-    return 1 + _positive("noise ratio", noise_ratio)
+    return 1 + positive("noise ratio", noise_ratio)
 
 
 def surge_rate(*, peak_rate: float, noise_ratio: float) -> float:
@@ -122,8 +127,8 @@ def surge_rate(*, peak_rate: float, noise_ratio: float) -> float:
     Source: Li et al. 2024, https://arxiv.org/abs/2405.14578; the closed form is quoted from
     memory of the paper.
     """
-    root = math.sqrt(_positive("noise ratio", noise_ratio))
-    return _positive("learning rate", peak_rate) / (0.5 * (1 / root + root))
+    root = math.sqrt(positive("noise ratio", noise_ratio))
+    return positive("learning rate", peak_rate) / (0.5 * (1 / root + root))
 
 
 WIDTH_EXPONENTS: dict[str, float] = {"llama": 0.781, "qwen": 0.0775}
@@ -141,7 +146,7 @@ def width_rate(*, hidden_size: int, family: str, is_lora: bool) -> float:
     if family not in WIDTH_EXPONENTS:
         known = ", ".join(WIDTH_EXPONENTS)
         raise SpecError(f"The width formula is not calibrated for {family!r}, only for {known}.")
-    width = _positive("hidden size", hidden_size)
+    width = positive("hidden size", hidden_size)
     factor = LORA_FACTOR if is_lora else 1
     return float(5e-5 * factor * (2000 / width) ** WIDTH_EXPONENTS[family])
 
@@ -153,9 +158,13 @@ Source: Schulman et al. 2025, LoRA Without Regret; about 15 in very short runs.
 """
 
 
+_LARGEST_REST = 1 - 1e-9
+"""``10 * (1 - 0.9)`` is a little below 1 in floats, and beta must not come out as 2e-16."""
+
+
 def _scaled_beta(name: str, beta: float, kappa: float) -> float:
     rest = kappa * (1 - _beta(name, beta))
-    if rest >= 1 - 1e-9:
+    if not is_whole_rule_defined(beta=beta, kappa=kappa):
         raise SpecError(
             f"The square-root rule has no {name} at kappa = {kappa:g}: {kappa:g} × (1 - {beta:g}) "
             f"= {rest:.3g}, and it must stay below 1. Keep kappa under {1 / (1 - beta):.3g}."
@@ -163,7 +172,12 @@ def _scaled_beta(name: str, beta: float, kappa: float) -> float:
     return 1 - rest
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
+    """Return a value, or refuse it when it is not a finite number above zero.
+
+    Raises:
+        SpecError: naming it.
+    """
     if not (value > 0 and math.isfinite(value)):
         raise SpecError(f"The {name} must be a finite number above zero, not {value!r}.")
     return value

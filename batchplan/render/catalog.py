@@ -1,4 +1,4 @@
-"""The pages of ``gpus``, ``models``, ``runs`` and ``lr``."""
+"""The pages of ``gpus``, ``models`` and ``runs``."""
 
 from __future__ import annotations
 
@@ -84,36 +84,6 @@ def print_run_table(page: Page, rows: list[Mapping[str, Any]]) -> None:
     )
 
 
-def print_learning_rate(
-    document: Mapping[str, Any], *, file: IO[str], width: int | None = None
-) -> None:
-    """Print the answer of ``lr``."""
-    page = Page(file, width)
-    print_advice(page, document["learning_rate"], unit=document["unit"])
-
-
-def print_advice(page: Page, advice: Mapping[str, Any], *, unit: str = "sequences") -> None:
-    """Print one learning rate, its rule, and how far the rule may be trusted."""
-    low, high = advice["valid_range"]
-    base = advice["base"]
-    source = base["source"]
-    named = f": {source}" if "(" in source else f" ({source})"
-    page.line(
-        f"{advice['value']:.3g} by the {advice['rule']} rule, from {base['value']:.3g} at "
-        f"{_plain(base['global_batch_size'])} {unit}{named}"
-    )
-    page.line(f"Trusted from {_plain(low)} to {_plain(high)} {unit} a step.")
-    also = []
-    if advice["beta2"] is not None:
-        also.append(f"beta2 {advice['beta2']:.4g}")
-    if advice["warmup_steps"] is not None:
-        also.append(f"warm up over {advice['warmup_steps']:,} steps")
-    if also:
-        page.line(f"With it: {', '.join(also)}.")
-    for caveat in advice["caveats"]:
-        page.bullet(caveat["text"])
-
-
 def print_facts(page: Page, facts: Mapping[str, Any]) -> None:
     """Print every fact of one row, name beside value."""
     rows = []
@@ -147,7 +117,3 @@ def _batch(first: int, last: int | None) -> str:
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:,.0f}"
-
-
-def _plain(number: float) -> str:
-    return f"{number:,.4g}" if number < 1000 else f"{number:,.0f}"
