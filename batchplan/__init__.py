@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchplan.api import estimate, learning_rate, recommend, trace
+    from batchplan.api import compare, estimate, learning_rate, lengths, probe, recommend, trace
 
 __version__ = "0.1.0"
-__all__ = ["estimate", "learning_rate", "recommend", "trace"]
+__all__ = ["compare", "estimate", "learning_rate", "lengths", "probe", "recommend", "trace"]
 
 
 def __getattr__(name: str) -> Any:

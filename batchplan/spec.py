@@ -111,6 +111,21 @@ class Loss(StrEnum):
     FUSED = "fused"
 
 
+class Objective(StrEnum):
+    """What to make as good as possible among the plans that fit."""
+
+    THROUGHPUT = "throughput"
+    """Tokens per second."""
+    MEMORY = "memory"
+    """Least memory on each device."""
+    DEVICES = "devices"
+    """Fewest devices."""
+    COST = "cost"
+    """Least device time for each token, and so least money at one price for each device."""
+    TIME = "time"
+    """Fewest devices that finish by the deadline; the fastest where none does."""
+
+
 class Offload(StrEnum):
     """What lives in host memory."""
 

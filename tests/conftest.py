@@ -15,6 +15,7 @@ from pathlib import Path
 import older as releases
 import pytest
 from hypothesis import settings
+from strategies import toy_profiles
 
 # A loaded machine is slow, not wrong; on CI the same examples run every time.
 settings.register_profile("dev", deadline=None)
@@ -66,3 +67,17 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]
         return python
 
     return make
+
+
+@pytest.fixture
+def toy_model(monkeypatch):
+    """Every model behaves as a small hand-made one, so nothing is traced."""
+    asked = []
+
+    def profile(*, recipe, seq_len, **more):
+        asked.append({"recipe": recipe, "seq_len": seq_len, **more})
+        return toy_profiles(recipe, seq_len)
+
+    monkeypatch.setattr("batchplan.api.profiles.activation_profile", profile)
+    profile.asked = asked
+    return profile

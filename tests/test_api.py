@@ -21,21 +21,6 @@ from batchplan.errors import BatchplanError, NoPlanError, SpecError, UnknownName
 from batchplan.render.recommend import print_recommendation
 from batchplan.spec import Numerics, Recipe, Sharding
 
-
-@pytest.fixture
-def toy_model(monkeypatch):
-    """Every model behaves as a small hand-made one, so nothing is traced."""
-    asked = []
-
-    def profile(*, recipe, seq_len, **more):
-        asked.append({"recipe": recipe, "seq_len": seq_len, **more})
-        return toy_profiles(recipe, seq_len)
-
-    monkeypatch.setattr("batchplan.api.profiles.activation_profile", profile)
-    profile.asked = asked
-    return profile
-
-
 ESTIMATE_KEYS = {
     *("schema_version", "command", "inputs", "model", "batch", "memory", "device"),
     *("fits", "headroom_bytes", "caveats"),

@@ -26,6 +26,7 @@ CORE = (
         "memory",
         "throughput",
         "learning",
+        "sequences",
         "planner",
     ),
     "trainers",

@@ -166,7 +166,7 @@ def test_a_page_names_only_commands_and_options_that_exist(page: Path):
     ours = [piece for piece in code if piece.startswith(("batchplan ", "--"))]
     named = {m for piece in ours for m in re.findall(r"^batchplan ([a-z]\w*)", piece)}
     assert named <= {*commands(), "estimate", "recommend"}
-    options = {m for piece in ours for m in re.findall(r"(?<!\S)--[a-z][a-z-]*", piece)}
+    options = {m for piece in ours for m in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", piece)}
     assert options <= option_names()
 
 

@@ -9,6 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from planning import ask
+from strategies import A100, toy_profiles
+
+from batchplan.planner import ProfilePricer, SearchSpace
+from batchplan.spec import BatchGoal, Offload
 
 HEAVY = {"torch", "transformers", "accelerate", "peft", "numpy", "huggingface_hub"}
 
@@ -98,3 +103,14 @@ def test_a_cached_answer_loads_nothing_heavy(name, tmp_path, record_property):
     record_property("cached_seconds", round(seconds, 2))
     print(f"{name}: first {first:.2f} s, cached {seconds:.2f} s")
     assert seconds < first
+
+
+def test_twenty_thousand_candidates_a_second():
+    """Processor time, and a sixth of what an idle machine does: a loaded one must pass as well."""
+    space = SearchSpace(num_ranks=(8,), seq_len=512, offloads=tuple(Offload))
+    pricer, goal = ProfilePricer(profiles=toy_profiles, gpu=A100), BatchGoal(target_tokens=4 << 20)
+    began = time.process_time()
+    answer = ask(pricer, space, gpu=A100, goal=goal, limit=1)
+    seconds = time.process_time() - began
+    assert answer.searched > 20_000
+    assert answer.searched / seconds > 20_000

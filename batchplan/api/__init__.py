@@ -6,29 +6,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchplan.api.comparing import CompareAnswer, compare
     from batchplan.api.estimating import EstimateAnswer, estimate
     from batchplan.api.learning import LearningRateAnswer, learning_rate
+    from batchplan.api.measuring import LengthsAnswer, lengths
+    from batchplan.api.probing import ProbeAnswer, probe
     from batchplan.api.recommending import RecommendAnswer, recommend
     from batchplan.api.tracing import TraceAnswer, trace
 
 __all__ = [
+    "CompareAnswer",
     "EstimateAnswer",
     "LearningRateAnswer",
+    "LengthsAnswer",
+    "ProbeAnswer",
     "RecommendAnswer",
     "TraceAnswer",
+    "compare",
     "estimate",
     "learning_rate",
+    "lengths",
+    "probe",
     "recommend",
     "trace",
 ]
 
 _HOME = {
+    "CompareAnswer": "comparing",
     "EstimateAnswer": "estimating",
     "LearningRateAnswer": "learning",
+    "LengthsAnswer": "measuring",
+    "ProbeAnswer": "probing",
     "RecommendAnswer": "recommending",
     "TraceAnswer": "tracing",
+    "compare": "comparing",
     "estimate": "estimating",
     "learning_rate": "learning",
+    "lengths": "measuring",
+    "probe": "probing",
     "recommend": "recommending",
     "trace": "tracing",
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,7 +19,9 @@ from batchplan.sequences import (
     candidate_seq_lens,
     covering_power,
     packed_bins,
+    padded_in_random_order,
     rounded,
+    slots,
     survey,
 )
 from batchplan.sources.lengths_file import Measured, read_lengths
@@ -111,6 +114,24 @@ class Target:
     inputs: dict[str, Any]
     """The target as it was asked, where it was changed."""
     caveats: tuple[Caveat, ...]
+
+
+def time_share(data: Data | None) -> Callable[[int], float]:
+    """Return how long an average step takes against the longest one, by micro-batch.
+
+    At constant speed it is the expected share of the longest rows' slots that micro-batches in
+    random order fill. Leaves out: attention, which gains more, and launches, which gain nothing.
+    """
+
+    @cache
+    def share(micro_batch: int) -> float:
+        if data is None or data.packing:
+            return 1.0
+        spread = data.measured.distribution
+        padded = padded_in_random_order(spread, micro_batch)
+        return slots(spread, padded, data.seq_len) / (data.rows * data.row_tokens)
+
+    return share
 
 
 def target_of(data: Data | None, tokens: object, sequences: object) -> Target:
@@ -277,6 +298,6 @@ def _priced(data: Data) -> Caveat:
     text = (
         "The worst micro-batch is priced, in memory and in time: its longest sequence has "
         f"{longest:,} tokens{padded}, the mean one {data.mean_row_tokens:,.0f}. "
-        "Other steps, and so an epoch, take less time than is shown."
+        "Other steps take less time than is shown; an epoch counts what they are expected to hold."
     )
     return Caveat(code="priced-at-longest", text=text)

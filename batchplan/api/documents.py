@@ -120,12 +120,14 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
         "recipe": recipe_document(plan.recipe),
         "target_deviation": plan.target_deviation,
         "memory": memory_document(plan.memory),
+        "peak": plain(plan.peak),
         "peak_bytes_without_accumulation": plan.peak_bytes_without_accumulation,
         "fits": plan.fits,
         "headroom_bytes": plan.headroom_bytes,
         "step_seconds": None
         if time is None
-        else {"low": time.low, "mid": time.mid, "high": time.high},
+        else {"low": time.low, "mid": time.mid, "high": time.high, "basis": time.basis},
+        "mfu": None if time is None else {"value": time.mfu, "convention": time.mfu_convention},
         "step_time_parts": None if time is None else plain(time.parts),
         "tokens_per_second": plan.tokens_per_second,
         "learning_rate": plain(plan.learning_rate),
@@ -134,10 +136,13 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
 
 
 def rescue_document(rescue: Rescue) -> dict[str, Any]:
-    """Return one change, in words and as a priced plan."""
+    """Return one change, in words, by what it saves and costs, and as a priced plan."""
     return {
         "change": dict(rescue.change),
         "text": rescue.text,
         "fits": rescue.plan.fits,
+        "saved_bytes": rescue.saved_bytes,
+        "time_ratio": rescue.time_ratio,
+        "semantics": plain(rescue.semantics),
         "plan": plan_document(rescue.plan),
     }

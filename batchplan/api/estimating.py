@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from batchplan import memory
 from batchplan.api.checks import checked, whole
+from batchplan.api.data import (
+    Data,
+    data_caveats,
+    data_document,
+    data_inputs,
+    resolve_with_data,
+)
 from batchplan.api.devices import exact_devices
 from batchplan.api.documents import (
     SCHEMA_VERSION,
@@ -15,14 +21,17 @@ from batchplan.api.documents import (
     device_document,
     memory_document,
     model_document,
+    plain,
     recipe_document,
 )
-from batchplan.api.fields import SharedFields
+from batchplan.api.fields import AskedFields
 from batchplan.api.policies import Policy
 from batchplan.api.profiles import OnProgress, Profiles
 from batchplan.api.recipes import numerics_words
-from batchplan.api.request import Request, resolve
+from batchplan.api.request import Request
 from batchplan.memory import Estimate
+from batchplan.planner import ProfilePricer, StatesPricer
+from batchplan.planner.explain import PeakExplanation, explain_peak
 from batchplan.spec import Batch, Caveat, Cluster, Gpu, ModelInfo, Recipe, Sharding
 
 
@@ -38,10 +47,14 @@ class EstimateAnswer:
     batch: Batch
     recipe: Recipe
     memory: Estimate
+    peak: PeakExplanation | None
+    """Which instant binds and what would move it; None where only states are counted."""
     gpu: Gpu
     versions: dict[str, str]
     """Packages that ran the model's code; empty for ``params``."""
     caveats: tuple[Caveat, ...]
+    data: Data | None = None
+    """The data set, when one was given."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -63,10 +76,12 @@ class EstimateAnswer:
             "model": model_document(self.model, self.num_params, self.num_trainable_params),
             "batch": batch_document(self.batch),
             "memory": memory_document(self.memory),
+            "peak": plain(self.peak),
             "device": device_document(self.gpu),
             "numerics": numerics_words(self.recipe),
             "fits": self.fits,
             "headroom_bytes": self.headroom_bytes,
+            "lengths": data_document(self.data, self.batch),
             "caveats": caveats_document((*self.caveats, *self.memory.caveats)),
         }
 
@@ -78,7 +93,7 @@ def estimate(
     micro_batch: int | None = None,
     accum_steps: int | None = None,
     on_progress: OnProgress | None = None,
-    **fields: Unpack[SharedFields],
+    **fields: Unpack[AskedFields],
 ) -> EstimateAnswer:
     """Return the peak memory of one exact configuration.
 
@@ -95,7 +110,7 @@ def estimate(
         SourceError: when the model's config cannot be had.
         TraceError: when the model's code cannot be traced.
     """
-    request = resolve(model, fields)
+    request, data = resolve_with_data(model, fields, on_progress)
     num_ranks = exact_devices(devices, request.nodes)
     sizes = {"micro_batch": micro_batch, "accum_steps": accum_steps}
     given = {name: whole(name, size) for name, size in sizes.items() if size is not None}
@@ -104,8 +119,9 @@ def estimate(
     batch = checked(Batch, {**policy.sizes(), "num_ranks": num_ranks, "seq_len": request.seq_len})
     cluster = checked(Cluster, {"num_ranks": num_ranks, "num_nodes": request.nodes})
     profiles = Profiles(request, on_progress)
-    bill = _price(request, profiles, recipe, batch, cluster)
-    inputs = request.inputs() | recipe_document(recipe)
+    pricer = _pricer(request, profiles)
+    bill = pricer.confirm(recipe=recipe, batch=batch, cluster=cluster)
+    inputs = request.inputs() | recipe_document(recipe) | data_inputs(data)
     inputs |= {"devices": num_ranks, "micro_batch": batch.micro_batch}
     inputs["accum_steps"] = batch.accum_steps
     return EstimateAnswer(
@@ -116,11 +132,14 @@ def estimate(
         batch=batch,
         recipe=recipe,
         memory=bill,
+        peak=explain_peak(pricer, recipe, batch, cluster, bill),
         gpu=request.gpu,
         versions=profiles.versions,
+        data=data,
         # States alone do not depend on the sequence length, so its caveats do not apply.
         caveats=(
             *(request.caveats if request.resolved else ()),
+            *data_caveats(data),
             *policy.caveats(recipe, batch),
             *_nodes_assumed(request, recipe, cluster),
             *profiles.caveats,
@@ -141,20 +160,7 @@ def _nodes_assumed(request: Request, recipe: Recipe, cluster: Cluster) -> tuple[
     return (Caveat(code="nodes-assumed", text=text),)
 
 
-def _price(
-    request: Request, profiles: Profiles, recipe: Recipe, batch: Batch, cluster: Cluster
-) -> Estimate:
-    if request.num_params is not None:
-        return memory.estimate_states(
-            num_params=request.num_params,
-            recipe=recipe,
-            cluster=cluster,
-            activation_bytes=request.activation_bytes,
-        )
-    return memory.estimate(
-        profile=profiles(recipe, batch.seq_len),
-        recipe=recipe,
-        batch=batch,
-        cluster=cluster,
-        gpu=request.gpu,
-    )
+def _pricer(request: Request, profiles: Profiles) -> ProfilePricer | StatesPricer:
+    if request.num_params is None:
+        return ProfilePricer(profiles=profiles, gpu=request.gpu)
+    return StatesPricer(num_params=request.num_params, activation_bytes=request.activation_bytes)

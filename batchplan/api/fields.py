@@ -64,3 +64,63 @@ class SharedFields(RecipeFields, total=False):
     revision: str | None
     trust_remote_code: bool
     offline: bool
+
+
+class DataFields(TypedDict, total=False):
+    """The data set, of which a plan needs the lengths of its sequences alone."""
+
+    dataset: str | PathLike[str] | None
+    """Data with a column of lengths, or with text that the tokenizer counts."""
+    lengths: str | PathLike[str] | None
+    """Lengths counted already, in place of ``dataset``."""
+    length_column: str | None
+    text_column: str | None
+    tokenizer: str | None
+    """Hub id or folder; None is the model's own."""
+    packing: bool
+    """Several sequences fill a row, in place of padding each."""
+
+
+class AskedFields(SharedFields, DataFields, total=False):
+    """Every input that ``estimate`` and ``recommend`` take, besides the model."""
+
+
+class GoalFields(TypedDict, total=False):
+    """What ``recommend`` and ``compare`` are asked for, besides the shared inputs."""
+
+    target_tokens: int | str | None
+    """Tokens per optimizer step."""
+    target_sequences: int | str | None
+    """Sequences per optimizer step, in place of tokens."""
+    tolerance: float | str | None
+    """Largest accepted deviation from the target, such as ``2%``."""
+    devices: int | str
+    """Exactly N, a range such as ``1..8``, or ``auto`` for the fewest that fit."""
+    micro_batch: int | str | None
+    """Pins the sequences one device runs in one forward."""
+    accum_steps: int | str | None
+    """Pins the passes per optimizer step."""
+    lr: float | str | None
+    """A learning rate you know to work."""
+    lr_batch: int | str | None
+    """The global batch in sequences (tokens with a suffix) at which it works."""
+    epoch_tokens: int | str | None
+    """Tokens of your data set."""
+    epochs: float | str | None
+    """Passes over the data set."""
+    optimize: str | None
+    """``throughput``, ``memory``, ``devices``, ``cost`` or ``time``: see ``spec.Objective``."""
+    deadline: float | str | None
+    """Hours that the whole run may take; then ``time`` is optimised."""
+    gpu_price: float | str | PathLike[str] | None
+    """Of one device and hour, or a file of ``name,price`` lines."""
+    pareto: bool
+    """Whether to add the plans that no other beats in time, memory and devices at once."""
+    rescues: bool
+    """Whether to add what would make the best plan faster."""
+    limit: int
+    """Plans, or devices, to return."""
+
+
+class RecommendFields(AskedFields, GoalFields, total=False):
+    """Every input of ``recommend`` and ``compare``, besides the model."""

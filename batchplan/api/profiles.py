@@ -10,7 +10,7 @@ from batchplan.api.request import Request
 from batchplan.errors import SpecError
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Caveat, Recipe
-from batchplan.tracer import activation_profile, stop_workers
+from batchplan.tracer import activation_profile, profile_key, stop_workers
 
 OnProgress = Callable[[str], None]
 
@@ -25,6 +25,7 @@ class Profiles:
         self._request = request
         self._on_progress = on_progress
         self._first: ActivationProfile | None = None
+        self._known: dict[tuple[object, ...], ActivationProfile] = {}
         self._warnings: list[str] = []
 
     @property
@@ -90,16 +91,18 @@ class Profiles:
         request = self._request
         if request.resolved is None:
             raise SpecError("--params has no model to trace.")
-        profile = activation_profile(
-            config=request.traced_config,
-            recipe=recipe,
-            seq_len=seq_len,
-            model_ref=request.model_text or "",
-            python=request.python,
-            trust_remote_code=request.trust_remote_code,
-            library=request.library,
-            on_progress=self._on_progress,
-            on_warning=self._warnings.append,
-        )
-        self._first = self._first or profile
-        return profile
+        key = profile_key(recipe, seq_len, request.library)
+        if key not in self._known:
+            self._known[key] = activation_profile(
+                config=request.traced_config,
+                recipe=recipe,
+                seq_len=seq_len,
+                model_ref=request.model_text or "",
+                python=request.python,
+                trust_remote_code=request.trust_remote_code,
+                library=request.library,
+                on_progress=self._on_progress,
+                on_warning=self._warnings.append,
+            )
+            self._first = self._first or self._known[key]
+        return self._known[key]

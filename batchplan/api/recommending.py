@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from batchplan.api.checks import whole
+from batchplan.api.data import Data, data_document, data_inputs
 from batchplan.api.documents import (
     SCHEMA_VERSION,
     caveats_document,
@@ -16,24 +16,21 @@ from batchplan.api.documents import (
     recipe_document,
     rescue_document,
 )
-from batchplan.api.epochs import epoch_document, epoch_steps, within_epoch
-from batchplan.api.fields import SharedFields
+from batchplan.api.epochs import epoch_document, epoch_steps
+from batchplan.api.fields import RecommendFields
+from batchplan.api.prepared import goal_inputs, prepare
 from batchplan.api.profiles import OnProgress, Profiles
 from batchplan.api.recipes import numerics_words
-from batchplan.api.request import Request, resolve
-from batchplan.api.searching import Question, ask, question
+from batchplan.api.request import Request
+from batchplan.api.searching import Question, ask
+from batchplan.api.training import Training
 from batchplan.errors import NoPlanError, SpecError
-from batchplan.learning.advice import reference_runs
-from batchplan.learning.runs import PublishedRun
+from batchplan.learning.references import batch_references
+from batchplan.learning.runs import PublishedRun, comparable_runs
 from batchplan.planner.plan import Answer, Plan
 from batchplan.sources import load_runs
-from batchplan.spec import Caveat, Gpu, Method, ModelInfo
+from batchplan.spec import Batch, Caveat, Gpu, ModelInfo
 from batchplan.trainers import EmittedFile, Job, emit, obstacles
-
-DEFAULT_LIMIT = 5
-"""Plans shown."""
-NEAR = 10
-"""A published run is compared with when its tokens a step are within this factor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +50,12 @@ class RecommendAnswer:
     found: Answer
     reference_runs: tuple[PublishedRun, ...]
     epoch_tokens: int | None
+    """With every row of a data set as long as it is priced."""
     caveats: tuple[Caveat, ...]
+    training: Training
+    """The whole run, and what is optimised."""
+    data: Data | None = None
+    """The data set, when one was given."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -93,21 +95,43 @@ class RecommendAnswer:
             "device": device_document(self.gpu),
             "numerics": self.numerics,
             "fits": self.fits,
-            "plans": [plan_document(plan, rank) for rank, plan in enumerate(found.plans, start=1)],
+            "plans": [self._plan(plan, rank) for rank, plan in enumerate(found.plans, start=1)],
+            "pareto": [self._plan(plan, rank) for rank, plan in enumerate(found.pareto, start=1)],
             "closest": None if found.closest is None else plan_document(found.closest),
             "ladder": [rescue_document(rescue) for rescue in found.ladder],
             "rescues": [rescue_document(rescue) for rescue in found.rescues],
+            "speedups": [rescue_document(rescue) for rescue in found.speedups],
+            "savings": [rescue_document(rescue) for rescue in found.savings],
             "searched": found.searched,
             "epoch": self._epoch(),
+            "lengths": data_document(self.data, self._best_batch()),
             "reference_runs": [plain(run) for run in self.reference_runs],
             "config": self._config_document(),
             "caveats": caveats_document((*self.caveats, *found.caveats)),
         }
 
+    def _plan(self, plan: Plan, rank: int) -> dict[str, Any]:
+        return plan_document(plan, rank) | {"training": self.training.document(plan, self.gpu)}
+
     def _epoch(self) -> dict[str, Any] | None:
         if self.epoch_tokens is None or not self.fits:
             return None
-        return epoch_document(self.plans[0], self.epoch_tokens)
+        best = self.plans[0]
+        tokens = self.epoch_tokens if self.data is None else self.data.tokens
+        references = batch_references(
+            method=best.recipe.method,
+            data_tokens=tokens,
+            num_params=self.num_params,
+            seq_len=best.batch.seq_len,
+            hidden_size=self.model.hidden_size,
+            num_layers=self.model.num_layers,
+        )
+        share = self.training.time_share(best.batch.micro_batch)
+        return epoch_document(best, self.epoch_tokens, references, share) | {"tokens": tokens}
+
+    def _best_batch(self) -> Batch | None:
+        best = self.plans[0] if self.fits else self.found.closest
+        return None if best is None else best.batch
 
     def _config_document(self) -> dict[str, Any] | None:
         if not self.fits or self.model.source == "--params":
@@ -120,64 +144,34 @@ class RecommendAnswer:
 def recommend(
     model: str | None = None,
     *,
-    target_tokens: int | str | None = None,
-    target_sequences: int | str | None = None,
-    tolerance: float | str | None = None,
-    devices: int | str = 1,
-    micro_batch: int | str | None = None,
-    accum_steps: int | str | None = None,
-    lr: float | str | None = None,
-    lr_batch: int | str | None = None,
-    epoch_tokens: int | str | None = None,
-    limit: int = DEFAULT_LIMIT,
     on_progress: OnProgress | None = None,
-    **fields: Unpack[SharedFields],
+    **fields: Unpack[RecommendFields],
 ) -> RecommendAnswer:
-    """Return the batch configurations that fit, fastest first.
+    """Return the batch configurations that fit, best first.
 
     Sharding, checkpointing and micro-batch are searched unless given; what is trained (method,
     numerics, optimizer) never changes unless asked, it is only offered as a rescue.
 
     Args:
         model: Hub id, local folder or config.json, or a catalog name; or give ``params``.
-        target_tokens: tokens per optimizer step.
-        target_sequences: sequences per optimizer step, in place of tokens.
-        tolerance: largest accepted deviation from the target, such as ``2%``.
-        devices: exactly N, a range such as ``1..8``, or ``auto`` for the fewest that fit.
-        micro_batch: pins the sequences one device runs in one forward.
-        accum_steps: pins the passes per optimizer step.
-        lr: a learning rate you know to work.
-        lr_batch: the global batch in sequences (tokens with a suffix) at which it works.
-        epoch_tokens: tokens of your data set, for the time of one epoch.
-        limit: plans to return.
         on_progress: told in words what a first trace is doing.
-        **fields: the shared inputs, named as on the command line; ``gpu`` is needed.
+        **fields: the inputs of ``GoalFields``, ``DataFields`` and ``SharedFields``, named as on
+            the command line; ``gpu`` is needed.
 
     Raises:
         SpecError: when an input is wrong.
         SourceError: when the model's config cannot be had.
         TraceError: when the model's code cannot be traced.
     """
-    request = resolve(model, fields)
-    asked = question(
-        request,
-        target_tokens=target_tokens,
-        target_sequences=target_sequences,
-        tolerance=tolerance,
-        devices=devices,
-        micro_batch=micro_batch,
-        accum_steps=accum_steps,
-        lr=lr,
-        lr_batch=lr_batch,
-        limit=whole("limit", limit),
-    )
-    epoch = None if epoch_tokens is None else whole("epoch_tokens", epoch_tokens)
+    prepared = prepare(model, fields, on_progress)
+    request, asked = prepared.on(prepared.request.gpu)
     profiles = Profiles(request, on_progress)
     found = ask(request, asked, profiles)
-    if epoch is not None:
-        found = within_epoch(found, epoch)
     return RecommendAnswer(
-        inputs=_inputs(request, asked) | {"devices": devices, "epoch_tokens": epoch},
+        inputs=_inputs(request, asked)
+        | goal_inputs(prepared)
+        | data_inputs(prepared.data)
+        | prepared.target.inputs,
         model=request.model,
         num_params=profiles.num_params,
         num_trainable_params=profiles.num_trainable_params,
@@ -187,24 +181,24 @@ def recommend(
         numerics=numerics_words(asked.recipe),
         found=found,
         reference_runs=_comparable_runs(found, profiles.num_params),
-        epoch_tokens=epoch,
-        caveats=(*request.caveats, *asked.caveats, *profiles.caveats),
+        epoch_tokens=prepared.training.epoch_tokens,
+        data=prepared.data,
+        training=prepared.training,
+        caveats=(*prepared.caveats, *asked.caveats, *profiles.caveats),
     )
 
 
 def _comparable_runs(found: Answer, num_params: int) -> tuple[PublishedRun, ...]:
     """Return the nearest pre-training runs, if what is planned is anything like them."""
     best = found.plans[0] if found.plans else found.closest
-    if best is None or best.recipe.method is not Method.FULL:
+    if best is None:
         return ()
-    tokens = best.batch.global_batch_tokens
-    near = [run for run in load_runs() if _is_near(run, tokens)]
-    return reference_runs(num_params=num_params, tokens=tokens, runs=near)
-
-
-def _is_near(run: PublishedRun, tokens: int) -> bool:
-    last = run.global_batch_tokens_end or run.global_batch_tokens
-    return run.global_batch_tokens <= tokens * NEAR and tokens <= last * NEAR
+    return comparable_runs(
+        method=best.recipe.method,
+        num_params=num_params,
+        tokens=best.batch.global_batch_tokens,
+        runs=load_runs(),
+    )
 
 
 def _inputs(request: Request, asked: Question) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from batchplan.api.axes import Axes
 from batchplan.api.checks import checked, shown, whole
 from batchplan.api.devices import AUTO, device_counts
 from batchplan.api.learning import batch_size, positive_number
@@ -12,8 +14,19 @@ from batchplan.api.profiles import Profiles
 from batchplan.api.recipes import DTYPE_FIELDS, fill, numerics_words
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
-from batchplan.planner import Answer, ProfilePricer, SearchSpace, StatesPricer, search
-from batchplan.sources import load_runs
+from batchplan.planner import (
+    Aim,
+    Answer,
+    ProfilePricer,
+    SearchSpace,
+    StatesPricer,
+    savings,
+    search,
+    speedups,
+)
+from batchplan.planner import Question as PlannerQuestion
+from batchplan.planner.hardware import check_attention
+from batchplan.sources import larger_gpus, load_runs
 from batchplan.spec import (
     BatchGoal,
     Caveat,
@@ -25,7 +38,7 @@ from batchplan.spec import (
     Sharding,
     nodes_for,
 )
-from batchplan.trainers import realisable_shardings
+from batchplan.trainers import obstacles, realisable_shardings
 from batchplan.units import parse_percent
 
 _MOST_PLANS = 1000
@@ -43,6 +56,11 @@ class Question:
     base_batch_tokens: float | None
     lr_batch: int | str | None
     limit: int
+    data_tokens: int | None
+    aim: Aim
+    pareto: bool
+    rescues: bool
+    axes: Axes
     searched_fields: tuple[str, ...]
     """Fields of the recipe that the search decides."""
     caveats: tuple[Caveat, ...]
@@ -58,6 +76,10 @@ class Question:
             "lr": self.base_lr,
             "lr_batch": self.lr_batch,
             "limit": self.limit,
+            "optimize": self.aim.objective.value,
+            "pareto": self.pareto,
+            "rescues": self.rescues,
+            **self.axes.texts,
         }
 
 
@@ -73,6 +95,11 @@ def question(
     lr: object,
     lr_batch: int | str | None,
     limit: int,
+    data_tokens: int | None,
+    aim: Aim,
+    pareto: bool,
+    rescues: bool,
+    axes: Axes,
 ) -> Question:
     """Return the search that the inputs ask for.
 
@@ -82,7 +109,9 @@ def question(
     if limit > _MOST_PLANS:
         raise SpecError(f"--limit {limit:.4g} is too large: at most {_MOST_PLANS:,}.")
     counts = device_counts(devices, request.nodes)
+    gpu = request.gpu
     recipe, caveats = _recipe(request)
+    check_attention(recipe, gpu)
     base_batch, in_tokens = (None, False)
     if lr_batch is not None:
         base_batch, in_tokens = batch_size("lr_batch", lr_batch)
@@ -93,12 +122,14 @@ def question(
         stop_at_first_fit=devices == AUTO,
         micro_batch=_optional("micro_batch", micro_batch),
         accum_steps=_optional("accum_steps", accum_steps),
-        shardings=_shardings(request, recipe, counts),
-        checkpointings=_pinned(
-            request, "checkpointing", recipe, (Checkpointing.NONE, Checkpointing.FULL)
-        ),
-        offloads=_pinned(request, "offload", recipe, (Offload.NONE,)),
+        shardings=axes.of("sharding", gpu) or _shardings(request, recipe, counts),
+        checkpointings=axes.of("checkpointing", gpu)
+        or _pinned(request, "checkpointing", recipe, (Checkpointing.NONE, Checkpointing.FULL)),
+        offloads=axes.of("offload", gpu) or _pinned(request, "offload", recipe, (Offload.NONE,)),
+        attentions=axes.of("attention", gpu),
         seq_len=request.seq_len,
+        # Of several values only those that can be configured are worth an answer.
+        is_allowed=partial(_is_realisable, request.trainer) if axes.values else _always,
     )
     return Question(
         recipe=recipe,
@@ -112,27 +143,54 @@ def question(
         searched_fields=tuple(
             name for name in ("sharding", "checkpointing") if name not in request.given
         ),
+        data_tokens=data_tokens,
+        aim=aim,
+        pareto=pareto,
+        rescues=rescues,
+        axes=axes,
         caveats=caveats,
     )
 
 
 def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
     """Run the search, with the model's profiles or on states alone."""
+    question = planner_question(request, asked, profiles)
+    found = search(
+        question=question,
+        recipe=asked.recipe,
+        space=asked.space,
+        aim=asked.aim,
+        limit=asked.limit,
+        pareto=asked.pareto,
+    )
+    if not (asked.rescues and found.plans):
+        return found
+    best = found.plans[0]
+    return replace(
+        found,
+        speedups=speedups(question=question, space=asked.space, start=best),
+        savings=savings(question=question, space=asked.space, start=best),
+    )
+
+
+def planner_question(request: Request, asked: Question, profiles: Profiles) -> PlannerQuestion:
+    """Return what the planner needs beside recipe and space; traces what is not cached."""
     pricer: ProfilePricer | StatesPricer
+    space = asked.space
     if request.num_params is None:
         ways = [
-            asked.recipe.model_copy(update={"checkpointing": c}) for c in asked.space.checkpointings
+            asked.recipe.model_copy(update={"checkpointing": checkpointing, "attention": attention})
+            for checkpointing in space.checkpointings
+            for attention in space.attentions or (asked.recipe.attention,)
         ]
-        profiles.fetch(ways, asked.space.seq_len)
+        profiles.fetch(ways, space.seq_len)
         pricer = ProfilePricer(profiles=profiles, gpu=request.gpu)
     else:
         pricer = StatesPricer(
             num_params=request.num_params, activation_bytes=request.activation_bytes
         )
-    return search(
+    question = PlannerQuestion(
         pricer=pricer,
-        recipe=asked.recipe,
-        space=asked.space,
         goal=asked.goal,
         gpu=request.gpu,
         model=request.model,
@@ -140,8 +198,28 @@ def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
         base_lr=asked.base_lr,
         base_batch=asked.base_batch,
         base_batch_tokens=asked.base_batch_tokens,
-        limit=asked.limit,
+        data_tokens=asked.data_tokens,
+        assumes_nodes=space.num_nodes is None,
+        assumes_inter_node=space.inter_node_gb_per_s is None,
+        checkpointings=space.checkpointings,
+        obstacles=partial(obstacles, request.trainer),
+        assumed=frozenset(Recipe.model_fields) - request.given.keys(),
     )
+    if request.num_params is not None:
+        return question
+    larger = (
+        replace(question, gpu=gpu, pricer=ProfilePricer(profiles=profiles, gpu=gpu))
+        for gpu in larger_gpus(request.gpu)
+    )
+    return replace(question, larger=tuple(larger))
+
+
+def _is_realisable(trainer: str, recipe: Recipe) -> bool:
+    return not obstacles(trainer, recipe)
+
+
+def _always(_: Recipe) -> bool:
+    return True
 
 
 def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:

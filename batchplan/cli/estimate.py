@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import IO, Any
 
-from batchplan.cli.options import BATCH, MODEL, OUTPUT, RECIPE, SUBJECT, option, takes, worded
+from batchplan.cli.options import BATCH, DATA, MODEL, OUTPUT, RECIPE, SUBJECT, option, takes, worded
 
 DOES_NOT_FIT = 3
 _DEVICES = {"devices": option(str, "Devices over all nodes. Default: 1.", metavar="N")}
@@ -17,6 +17,7 @@ _TRAINERS_OWN = dict.fromkeys(
 @takes(
     _DEVICES,
     SUBJECT,
+    DATA,
     worded(BATCH, **_TRAINERS_OWN),
     worded(RECIPE, **_TRAINERS_OWN),
     worded(OUTPUT, written="the JSON document"),

@@ -13,9 +13,11 @@ import typer
 from batchplan import __version__
 from batchplan.cli.estimate import estimate
 from batchplan.cli.gpus import gpus
+from batchplan.cli.lengths import lengths
 from batchplan.cli.lr import lr
 from batchplan.cli.models import models
 from batchplan.cli.output import silence_stdout
+from batchplan.cli.probe import probe
 from batchplan.cli.recommend import recommend
 from batchplan.cli.runs import runs
 from batchplan.cli.trace import trace
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recommend, estimate, trace, gpus, models, runs, lr):
+for _command in (recommend, estimate, trace, probe, gpus, models, runs, lr, lengths):
     app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 

@@ -197,6 +197,67 @@ RECIPE: Options = {
         "--bucket-view/--no-bucket-view",
     ),
 }
+PROBE: Options = {
+    "device": option(
+        str, "cpu, cuda, mps, or auto: the GPU there is. Default: auto.", metavar="NAME"
+    ),
+    "memory_limit": option(
+        str,
+        "What a trial may take, with unit; needed on cpu and mps. Default: what is free.",
+        metavar="SIZE",
+    ),
+    "devices": option(str, "Devices of this machine that train together. Default: 1.", metavar="N"),
+    "as_rank_of": option(
+        str,
+        "Train one rank of so many alone, with its share of the states. Default: no.",
+        metavar="N",
+    ),
+    "accum_steps": option(
+        str, "Micro-batches of an optimizer step (K), 2 or more. Default: 2.", metavar="N"
+    ),
+    "max_micro_batch": option(str, "Largest micro-batch of interest. Default: any.", metavar="N"),
+    "weights": option(
+        bool, "Load the published weights. Default: random ones of the same shapes.", "--weights"
+    ),
+    "timeout": option(float, "Seconds that one trial may take. Default: 600.", metavar="SECONDS"),
+    "save": option(
+        bool, "Keep the result, for later estimates on this device. Default: no.", "--save"
+    ),
+    "dry_run": option(bool, "Say what would be done, and do nothing. Default: no.", "--dry-run"),
+}
+COLUMNS: Options = {
+    "length_column": option(
+        str,
+        "Column of lengths, or of token lists. Default: length, num_tokens or input_ids.",
+        metavar="NAME",
+    ),
+    "text_column": option(
+        str,
+        "Column of text or chat messages. Default: messages, text, prompt and completion, content.",
+        metavar="NAME",
+    ),
+}
+DATA: Options = {
+    "dataset": option(
+        Path,
+        "Data set (jsonl, csv, parquet, text): its lengths decide --seq-len. Default: none.",
+        metavar="FILE",
+    ),
+    "lengths": option(
+        Path,
+        "Token counts, one a line, as JSON list or column; in place of --dataset. Default: none.",
+        metavar="FILE",
+    ),
+    **COLUMNS,
+    "tokenizer": option(
+        str, "Hub id or folder that counts the data set's text. Default: MODEL's.", metavar="NAME"
+    ),
+    "packing": option(
+        bool,
+        "Several sequences fill a row of --seq-len. Default: each is padded.",
+        "--packing",
+    ),
+}
 JSON_ONLY: Options = {
     "json": option(bool, "Print one JSON document instead of tables.", "--json"),
     "quiet": option(bool, "Print no progress and no warnings on stderr.", "-q", "--quiet"),

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from batchplan.cli.options import BATCH, MODEL, OUTPUT, RECIPE, SUBJECT, option, takes, worded
+from batchplan import spec
+from batchplan.cli.options import BATCH, DATA, MODEL, OUTPUT, RECIPE, SUBJECT, option, takes, worded
 
 if TYPE_CHECKING:
     from batchplan.api import RecommendAnswer
 
 NOTHING_FITS = 3
+ANY_GPU = "any"
 _GOAL = {
     "target_tokens": option(
         str, "Tokens per optimizer step (4M, 500k). Default: no target.", metavar="TOKENS"
@@ -28,7 +30,11 @@ _GOAL = {
         metavar="N|LO..HI|auto",
     ),
     "epoch_tokens": option(
-        str, "Tokens of your data set, to show one epoch's time. Default: none.", metavar="TOKENS"
+        str,
+        "Tokens of your data set, to show one epoch's time. Default: none.",
+        "--dataset-tokens",
+        "--epoch-tokens",
+        metavar="TOKENS",
     ),
     "lr": option(str, "A learning rate you know to work. Default: none.", metavar="RATE"),
     "lr_batch": option(
@@ -36,8 +42,53 @@ _GOAL = {
         "Global batch --lr works at: sequences, or tokens with a suffix. Default: this plan's.",
         metavar="BATCH",
     ),
+    "optimize": option(
+        spec.Objective,
+        "What is best among what fits. Default: throughput, or time with --deadline.",
+    ),
+    "deadline": option(str, "Hours that the whole run may take. Default: none.", metavar="HOURS"),
+    "epochs": option(str, "Passes over the data set. Default: 1.", metavar="N"),
+    "gpu_price": option(
+        str,
+        "Price of one device and hour, or a file of name,price lines. Default: none.",
+        metavar="PRICE|FILE",
+    ),
+    "pareto": option(
+        bool,
+        "Also show what no other plan beats in time, memory and devices at once.",
+        "--pareto",
+    ),
+    "rescues": option(
+        bool,
+        "Where it fits, also show what would make the best plan faster or smaller.",
+        "--rescues",
+    ),
     "limit": option(int, "Plans to show. Default: 5.", metavar="N"),
 }
+_AXES = {
+    "sharding": option(
+        str,
+        "How devices split the states: one, several joined by commas, or any. "
+        "Default: all that the trainer can.",
+        metavar="NAMES",
+    ),
+    "checkpointing": option(
+        str,
+        "Activation checkpointing: none, selective, full, several, or any. Default: none,full.",
+        metavar="NAMES",
+    ),
+    "offload": option(
+        str,
+        "What lives in host memory: none, optimizer, params, several, or any. Default: none.",
+        metavar="NAMES",
+    ),
+    "attention": option(
+        str,
+        "Attention: eager, sdpa, flash, several, or any that the GPU runs. Default: sdpa.",
+        metavar="NAMES",
+    ),
+}
+"""Axes of the search, which take several values here."""
 _SEARCHED = {
     "micro_batch": "searched",
     "accum_steps": "searched",
@@ -51,8 +102,9 @@ _SEARCHED = {
 @takes(
     _GOAL,
     SUBJECT,
+    DATA,
     worded(BATCH, **_SEARCHED),
-    worded(RECIPE, **_SEARCHED),
+    worded(RECIPE, **_SEARCHED) | _AXES,
     worded(OUTPUT, written="the trainer config of the best plan"),
 )
 def recommend(model: MODEL = None, **options: Any) -> int:
@@ -69,6 +121,8 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     refuse_json(output)
     refuse_unwritable(output)
     given = {name: value for name, value in options.items() if value is not None}
+    if given.get("gpu") == ANY_GPU:
+        return _compare(model, given, output, as_json=as_json, quiet=quiet)
     with Progress(quiet=quiet) as progress:
         answer = answer_recommend(model, on_progress=progress, **given)
     document = answer.to_dict()
@@ -80,6 +134,29 @@ def recommend(model: MODEL = None, **options: Any) -> int:
         from batchplan.render.recommend import print_recommendation
 
         print_recommendation(document, file=file, explain=explain, verbose=verbose)
+
+    return deliver(document, as_json=as_json, show=show, code=0 if answer.fits else NOTHING_FITS)
+
+
+def _compare(
+    model: str | None, given: dict[str, Any], output: Path | None, *, as_json: bool, quiet: bool
+) -> int:
+    """Answer ``--gpu any``."""
+    from batchplan.api import compare
+    from batchplan.cli.output import Progress, deliver, warn
+    from batchplan.errors import SpecError
+
+    if model is None or output is not None:
+        raise SpecError("--gpu any compares devices for a MODEL, and writes no config: no -o.")
+    with Progress(quiet=quiet) as progress:
+        answer = compare(model, on_progress=progress, **given)
+    document = answer.to_dict()
+    warn(document["caveats"], quiet=quiet)
+
+    def show(file: IO[str]) -> None:
+        from batchplan.render.compare import print_comparison
+
+        print_comparison(document, file=file)
 
     return deliver(document, as_json=as_json, show=show, code=0 if answer.fits else NOTHING_FITS)
 

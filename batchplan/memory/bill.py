@@ -62,7 +62,7 @@ def state_terms(
     )
 
 
-def tensor_terms(*, setting: Setting, peak: Instant, batch: Batch) -> tuple[Term, ...]:
+def tensor_terms(*, setting: Setting, peak: Instant[int], batch: Batch) -> tuple[Term, ...]:
     """Return every term of live tensors at the peak instant."""
     in_step = peak.place is Place.OPTIMIZER_STEP
     buffers = setting.buffers

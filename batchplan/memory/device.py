@@ -7,8 +7,9 @@ from batchplan.spec import Cluster, Gpu
 from batchplan.units import MIB
 
 # aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB on compute capability 9, 10 and 12, otherwise
-# 8,519,680 bytes; one for the forward stream and one for autograd's thread.
-CUBLAS_WORKSPACE_BYTES = {"9": 32 * MIB, "10": 32 * MIB, "12": 32 * MIB}
+# 8,519,680 bytes; one for the forward stream and one for autograd's thread. A device that is not
+# CUDA's ("none") has none.
+CUBLAS_WORKSPACE_BYTES = {"9": 32 * MIB, "10": 32 * MIB, "12": 32 * MIB, "none": 0}
 CUBLAS_WORKSPACE_DEFAULT_BYTES = 8_519_680
 CUBLAS_HANDLES = 2
 
@@ -69,3 +70,8 @@ def libraries_bytes(gpu: Gpu) -> int:
 def communicator_bytes(cluster: Cluster) -> int:
     """Return what NCCL takes outside torch's allocator."""
     return COMMUNICATOR_BYTES if cluster.num_ranks > 1 else 0
+
+
+def overhead_bytes(gpu: Gpu, cluster: Cluster) -> int:
+    """Return what the device holds beside segments."""
+    return gpu.context_bytes + libraries_bytes(gpu) + communicator_bytes(cluster)

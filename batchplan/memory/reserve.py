@@ -12,8 +12,7 @@ from batchplan.memory.device import (
     RESERVED_ERROR,
     SHARDED_IN_USE_ERROR,
     UNPLAYED_ERROR,
-    communicator_bytes,
-    libraries_bytes,
+    overhead_bytes,
 )
 from batchplan.memory.run import Played, play
 from batchplan.memory.setting import Setting
@@ -41,10 +40,23 @@ def in_use_error(setting: Setting) -> ErrorBand:
     return SHARDED_IN_USE_ERROR if setting.is_sharded else IN_USE_ERROR
 
 
+LEAST_SHARE = ALLOCATED_ERROR.percent / 100
+"""Of live bytes: the least reserve with which a run at the device's limit is tried."""
+
+
 def least_reserve(allocated_bytes: int) -> Reserve:
     """Return the least with which a run at the device's limit is tried, and the smallest error."""
-    share = ALLOCATED_ERROR.percent / 100
-    return _share(allocated_bytes, share, "least that a run needs", IN_USE_ERROR)
+    return _share(allocated_bytes, LEAST_SHARE, "least that a run needs", IN_USE_ERROR)
+
+
+def least_peak_bytes(allocated_bytes: int, overhead_bytes: int) -> int:
+    """Return what is in use with ``least_reserve``."""
+    return allocated_bytes + round(LEAST_SHARE * allocated_bytes) + overhead_bytes
+
+
+def least_bound_bytes(peak_bytes: int) -> int:
+    """Return the bound of ``least_reserve`` around a peak."""
+    return IN_USE_ERROR.above(peak_bytes)
 
 
 def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Reserve:
@@ -58,11 +70,7 @@ def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Rese
         source = ALLOCATOR_RESERVE_SOURCE
         return _share(allocated_bytes, ALLOCATOR_RESERVE, source, UNPLAYED_ERROR)
     reserve = played.reserved_peak_bytes - played.allocated_peak_bytes
-    beside = (
-        setting.gpu.context_bytes
-        + libraries_bytes(setting.gpu)
-        + communicator_bytes(setting.cluster)
-    )
+    beside = overhead_bytes(setting.gpu, setting.cluster)
     usable = setting.gpu.usable_bytes
     error = in_use_error(setting)
     in_use = allocated_bytes + reserve + beside

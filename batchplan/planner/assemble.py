@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from batchplan.learning import PublishedRun, advise
+from batchplan.learning import PublishedRun, advise, smaller_batch_note
 from batchplan.learning.advice import PRETRAINING_TOKENS, LearningRate
 from batchplan.memory import Estimate
 from batchplan.planner.candidates import Layout, deviation
+from batchplan.planner.explain import explain_peak
 from batchplan.planner.plan import Plan
 from batchplan.planner.pricing import Pricer
 from batchplan.spec import (
@@ -17,6 +18,7 @@ from batchplan.spec import (
     Batch,
     BatchGoal,
     Caveat,
+    Checkpointing,
     Cluster,
     Gpu,
     ModelInfo,
@@ -27,6 +29,10 @@ from batchplan.units import format_count
 
 PRACTICAL_MICRO_BATCH = 8
 """Fine-tuning practice is 1 to 8 sequences per GPU."""
+
+
+def _no_obstacles(_recipe: Recipe) -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +47,20 @@ class Question:
     base_lr: float | None = None
     base_batch: float | None = None
     base_batch_tokens: float | None = None
+    data_tokens: int | None = None
+    """Tokens of the data set; None where that is not known."""
     assumes_nodes: bool = False
     """Whether the number of nodes follows from the devices; nobody gave it."""
     assumes_inter_node: bool = False
     """Whether the rate between nodes is the default; nobody gave it."""
+    checkpointings: tuple[Checkpointing, ...] = ()
+    """Those whose profiles are at hand, because the search asks for them anyway."""
+    larger: tuple[Question, ...] = ()
+    """The same on larger devices, smallest first: what may be named when nothing fits."""
+    obstacles: Callable[[Recipe], tuple[str, ...]] = _no_obstacles
+    """What the trainer has no setting for, in words; a change never adds to it."""
+    assumed: frozenset[str] = frozenset()
+    """Fields of the recipe that nobody gave: they follow when others change, without a word."""
 
 
 def assemble(
@@ -68,9 +84,13 @@ def assemble(
         target_deviation=off,
         learning_rate=_learning_rate(question, recipe, batch),
         peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch, memory),
+        peak=explain_peak(
+            pricer, recipe, batch, cluster, memory, checkpointings=question.checkpointings
+        ),
         caveats=(
             *_target_caveats(question.goal, batch, off, target),
             *_accumulation_caveats(recipe, batch, target),
+            *_smaller_batch(question, recipe, batch),
             *_size_caveats(question, batch),
             *_node_caveats(question, cluster),
         ),
@@ -105,6 +125,7 @@ def _learning_rate(question: Question, recipe: Recipe, batch: Batch) -> Learning
         base_batch=question.base_batch,
         base_batch_tokens=question.base_batch_tokens,
         runs=runs,
+        data_tokens=question.data_tokens,
     )
 
 
@@ -166,6 +187,21 @@ def _accumulation_caveats(recipe: Recipe, batch: Batch, target: int | None) -> I
         f"micro-batch on {batch.num_ranks} rank{'s' if batch.num_ranks > 1 else ''} is "
         f"{format_count(batch.global_batch_tokens // steps)}.{amortised}",
     )
+
+
+def _smaller_batch(question: Question, recipe: Recipe, batch: Batch) -> Iterator[Caveat]:
+    if not question.goal.is_set:
+        return  # Nobody asked for a batch this large; K = 1 has its own reason.
+    note = smaller_batch_note(
+        global_batch_tokens=batch.global_batch_tokens,
+        method=recipe.method,
+        num_params=question.pricer.num_params(recipe=recipe, seq_len=batch.seq_len),
+        data_tokens=question.data_tokens,
+        accum_steps=batch.accum_steps,
+        num_ranks=batch.num_ranks,
+    )
+    if note is not None:
+        yield note
 
 
 def _size_caveats(question: Question, batch: Batch) -> Iterator[Caveat]:

@@ -6,14 +6,16 @@ rounded on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from batchplan.errors import SpecError
 from batchplan.spec import (
     MAX_ACCUM_STEPS,
     MAX_RANKS,
     MAX_SEQ_LEN,
+    Attention,
     BatchGoal,
     Checkpointing,
     Cluster,
@@ -57,8 +59,12 @@ class SearchSpace:
     shardings: tuple[Sharding, ...] = tuple(Sharding)
     checkpointings: tuple[Checkpointing, ...] = (Checkpointing.NONE, Checkpointing.FULL)
     offloads: tuple[Offload, ...] = (Offload.NONE,)
+    attentions: tuple[Attention, ...] | None = None
+    """None keeps the recipe's."""
     sync_each_batch: tuple[bool, ...] | None = None
     """FSDP only; None keeps the recipe's."""
+    is_allowed: Callable[[Recipe], bool] = lambda _: True
+    """What else a recipe must pass, such as that the trainer can run it."""
     seq_len: int
 
     def __post_init__(self) -> None:
@@ -83,19 +89,26 @@ class Layout:
     cluster: Cluster
 
     @property
-    def key(self) -> tuple[Sharding, Checkpointing, Offload, int]:
+    def key(self) -> tuple[Sharding, Checkpointing, Offload, Attention, int]:
         """What tells one recommendation from another."""
         recipe = self.recipe
-        return recipe.sharding, recipe.checkpointing, recipe.offload, self.cluster.num_ranks
+        return (
+            recipe.sharding,
+            recipe.checkpointing,
+            recipe.offload,
+            recipe.attention,
+            self.cluster.num_ranks,
+        )
 
     @property
-    def complexity(self) -> tuple[int, int, int, bool]:
+    def complexity(self) -> tuple[int, int, int, int, bool]:
         """How much this asks of the user's set-up: the smaller, the simpler."""
         recipe = self.recipe
         return (
             _SHARDING_ORDER[recipe.sharding],
             _OFFLOAD_ORDER[recipe.offload],
             _CHECKPOINTING_ORDER[recipe.checkpointing],
+            _ATTENTION_ORDER[recipe.attention],
             not recipe.sync_each_batch,
         )
 
@@ -103,6 +116,8 @@ class Layout:
 _SHARDING_ORDER = {sharding: position for position, sharding in enumerate(Sharding)}
 _OFFLOAD_ORDER = {offload: position for position, offload in enumerate(Offload)}
 _CHECKPOINTING_ORDER = {value: position for position, value in enumerate(Checkpointing)}
+_ATTENTION_ORDER = {Attention.SDPA: 0, Attention.FLASH: 1, Attention.EAGER: 2}
+"""SDPA comes with torch; FlashAttention is one more package; eager needs the most memory."""
 
 
 def clusters(space: SearchSpace) -> Iterator[Cluster]:
@@ -132,26 +147,26 @@ def between_nodes(cluster: Cluster, space: SearchSpace) -> Cluster:
 
 
 def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator[Layout]:
-    """Yield every valid (sharding, offload, checkpointing) on one cluster.
+    """Yield every valid (sharding, offload, checkpointing, attention) on one cluster.
 
     One rank holds everything whatever the strategy, so there only the first allowed one is tried
     for each offload. Hybrid sharding needs several ranks on each of several nodes.
     """
+    attentions = space.attentions or (recipe.attention,)
     for offload in space.offloads:
         for sharding in _shardings(space, cluster, offload):
-            for sync in _syncs(recipe, space, cluster, sharding):
-                for checkpointing in space.checkpointings:
-                    yield Layout(
-                        recipe=recipe.model_copy(
-                            update={
-                                "sharding": sharding,
-                                "offload": offload,
-                                "checkpointing": checkpointing,
-                                "sync_each_batch": sync,
-                            }
-                        ),
-                        cluster=cluster,
-                    )
+            syncs = _syncs(recipe, space, cluster, sharding)
+            for sync, checkpointing, attention in product(syncs, space.checkpointings, attentions):
+                fields = {
+                    "sharding": sharding,
+                    "offload": offload,
+                    "checkpointing": checkpointing,
+                    "attention": attention,
+                    "sync_each_batch": sync,
+                }
+                varied = recipe.model_copy(update=fields)
+                if space.is_allowed(varied):
+                    yield Layout(recipe=varied, cluster=cluster)
 
 
 def _shardings(space: SearchSpace, cluster: Cluster, offload: Offload) -> tuple[Sharding, ...]:

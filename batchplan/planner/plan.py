@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from batchplan.learning.advice import LearningRate
 from batchplan.memory import Estimate
+from batchplan.planner.explain import PeakExplanation
 from batchplan.spec import Batch, Caveat, Recipe
 from batchplan.throughput.step import StepTime
 
@@ -27,6 +29,8 @@ class Plan:
     learning_rate: LearningRate
     peak_bytes_without_accumulation: int | None = None
     """Peak of the same global batch in one micro-batch per rank; None at K = 1 or unknown."""
+    peak: PeakExplanation | None = None
+    """Which instant binds and what would move it; None where activations are not counted."""
     caveats: tuple[Caveat, ...] = ()
 
     @property
@@ -47,14 +51,31 @@ class Plan:
         )
 
 
+class Semantics(StrEnum):
+    """What a change does to the training itself, least first."""
+
+    SAME = "same"
+    ROUNDING = "same within rounding"
+    OPTIMIZER = "different optimizer"
+    SHORTER = "shorter context"
+    FEWER = "fewer parameters"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescue:
     """A change to what was asked that was priced, and whether it is enough."""
 
     change: dict[str, str]
-    """Option name without dashes in front to its new value, such as {"sharding": "zero3"}."""
+    """Option name without dashes in front to its new value, such as {"sharding": "zero3"}; options
+    that are switches have ``yes`` or ``no``."""
     text: str
     plan: Plan
+    saved_bytes: int
+    """How much lower the peak is than that of the plan it changes; negative when higher."""
+    time_ratio: float | None
+    """Seconds per token over those of the plan it changes; None when rates are unknown."""
+    semantics: tuple[Semantics, ...]
+    """All that it does to the training; ``same`` only where that is all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +89,15 @@ class Answer:
     ladder: tuple[Rescue, ...]
     """When nothing fits: changes in order, each on top of the one before, fitting or not."""
     rescues: tuple[Rescue, ...]
-    """Changes that do fit, fewest changes first."""
+    """When nothing fits: the smallest changes that do, fewest changes first."""
+    speedups: tuple[Rescue, ...] = ()
+    """By request: single changes that make the best plan faster, fastest first."""
+    savings: tuple[Rescue, ...] = ()
+    """By request: single changes that make the best plan smaller, least change first."""
+    pareto: tuple[Plan, ...] = ()
+    """By request: what nothing else beats in time, memory and devices at once, fastest first."""
     searched: int
-    """Candidates weighed: every (layout, micro-batch, K) that was priced or timed, fitting or not.
+    """Candidates weighed: every (layout, micro-batch, K) that was priced, fitting or not.
 
     What ``ladder`` and ``rescues`` price on top is not a candidate."""
     caveats: tuple[Caveat, ...] = ()

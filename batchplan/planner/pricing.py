@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from batchplan import memory
@@ -16,6 +17,18 @@ ProfileSource = Callable[[Recipe, int], ActivationProfile]
 """Recipe and sequence length to a profile; may trace, so whoever supplies it caches."""
 
 
+class QuickPrices(Protocol):
+    """Every (micro-batch, K) of one layout at one sequence length, at microseconds each."""
+
+    def peak_bytes(self, micro_batch: int, accum_steps: int) -> int:
+        """Return what is in use with the least reserve."""
+        ...
+
+    def bound_bytes(self, micro_batch: int, accum_steps: int) -> int:
+        """Return the least that the device must have."""
+        ...
+
+
 class Pricer(Protocol):
     """Prices candidates in bytes and seconds; pure as far as the planner can tell."""
 
@@ -26,6 +39,10 @@ class Pricer(Protocol):
 
     def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
         """Return the least memory bill of one rank, quickly."""
+        ...
+
+    def quick(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> QuickPrices:
+        """Return what ``price`` finds for every batch of one layout, without the bills."""
         ...
 
     def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
@@ -56,6 +73,10 @@ class ProfilePricer:
     def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
         """Return the bill with the least reserve."""
         return memory.price(self._setting(recipe, batch.seq_len, cluster), batch)
+
+    def quick(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> QuickPrices:
+        """Return the bill's bound for every batch of one layout."""
+        return memory.QuickPrice(self._setting(recipe, seq_len, cluster), seq_len)
 
     def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
         """Return the bill with the allocator played."""
@@ -97,6 +118,19 @@ class ProfilePricer:
         return self._known[key]
 
 
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """States alone: the same bytes for every batch."""
+
+    num_bytes: int
+
+    def peak_bytes(self, micro_batch: int, accum_steps: int) -> int:  # noqa: ARG002 - the same
+        return self.num_bytes
+
+    def bound_bytes(self, micro_batch: int, accum_steps: int) -> int:  # noqa: ARG002 - the same
+        return self.num_bytes
+
+
 class StatesPricer:
     """Prices weights, gradients and optimizer states alone (``--params 7B``)."""
 
@@ -116,6 +150,11 @@ class StatesPricer:
             cluster=cluster,
             activation_bytes=self._activation_bytes,
         )
+
+    def quick(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> QuickPrices:
+        """Return the same for every batch."""
+        states = self.price(recipe=recipe, batch=Batch(seq_len=seq_len), cluster=cluster)
+        return _Constant(states.bound_bytes)
 
     def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
         """Return the same: states have no allocator to play."""

@@ -71,6 +71,16 @@ def print_timeline(page: Page, memory: Mapping[str, Any]) -> None:
         page.line(f"Step: {sparkline([moment['bytes'] for moment in moments], page.width - 26)}")
 
 
+def print_peak(page: Page, peak: Mapping[str, Any] | None, *, explain: bool) -> None:
+    """Print which instant binds, and on request all that would move it."""
+    if peak is None:
+        return
+    page.line(peak["text"])
+    if explain and peak["movers"]:
+        rows = [(mover["text"], format_bytes(mover["saved_bytes"])) for mover in peak["movers"]]
+        page.table([("what would move the peak", "left"), ("saves", "right")], rows)
+
+
 def sparkline(values: Sequence[int], width: int) -> str:
     """Return the heights of ``values`` in at most ``width`` blocks, each its highest value.
 

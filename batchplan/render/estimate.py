@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any
 
-from batchplan.render.bill import print_bill, print_fit
+from batchplan.render.bill import print_bill, print_fit, print_peak
+from batchplan.render.lengths import print_data
 from batchplan.render.page import Page
 from batchplan.units import format_count
 
@@ -24,7 +25,9 @@ def print_estimate(
     print_setting(page, document)
     page.title("Memory of one device")
     print_bill(page, document["memory"], explain=explain, verbose=verbose)
+    print_peak(page, document["peak"], explain=explain)
     print_fit(page, document, document["headroom_bytes"])
+    print_data(page, document)
     page.caveats(document["caveats"])
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
-from batchplan.render.bill import print_bill
-from batchplan.render.catalog import print_advice, print_run_table
+from batchplan.render.bill import print_bill, print_peak
 from batchplan.render.estimate import print_subject, sequences, split
+from batchplan.render.learning import print_advice, print_comparable_runs, print_references
+from batchplan.render.lengths import print_data
 from batchplan.render.page import Page
 from batchplan.units import GIB, format_bytes, format_count, format_seconds
 
@@ -31,9 +32,17 @@ def print_recommendation(
         priced = f"{document['searched']:,} candidates priced; the best of each layout"
         page.title(f"Plans that fit, best first ({priced})")
         print_plans(page, plans)
+        if document["pareto"]:
+            page.title("What no other plan beats in time, memory and devices at once")
+            print_plans(page, document["pareto"])
         _print_best(page, document, explain=explain, verbose=verbose)
+        _print_changes(page, "What would make the best plan faster", document["speedups"])
+        _print_changes(page, "What would make the best plan smaller", document["savings"])
+        _print_changes(page, "What would make the best plan smaller", document["savings"])
+        _print_changes(page, "What would make the best plan faster", document["speedups"])
     else:
-        _print_miss(page, document, verbose=verbose)
+        _print_miss(page, document, explain=explain, verbose=verbose)
+    print_data(page, document)
     about_all = document["caveats"]
     known = {caveat["code"] for caveat in about_all}
     about_best = [] if not plans else [c for c in plans[0]["caveats"] if c["code"] not in known]
@@ -102,17 +111,19 @@ def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool, verbo
     _print_time(page, document, best, explain=explain)
     page.title("Memory of one device")
     print_bill(page, best["memory"], explain=explain, verbose=verbose)
+    print_peak(page, best["peak"], explain=explain)
     page.line(
         f"{format_bytes(best['headroom_bytes'])} free of "
         f"{format_bytes(document['device']['usable_bytes'])}."
     )
     _print_unaccumulated(page, document, best)
     page.title("Learning rate")
-    print_advice(page, best["learning_rate"])
-    runs = document["reference_runs"]
-    if runs:
-        page.line("Published pre-training runs, for comparison:")
-        print_run_table(page, runs)
+    epoch = document["epoch"]
+    told = [] if epoch is None else [caveat["code"] for caveat in epoch["caveats"]]
+    print_advice(page, best["learning_rate"], told=told)
+    if epoch is not None:
+        print_references(page, epoch["batch_references"], explain=explain)
+    print_comparable_runs(page, document["reference_runs"])
 
 
 def _print_time(
@@ -124,9 +135,15 @@ def _print_time(
     else:
         page.line(
             f"Step time: {format_seconds(time['mid'])} ({format_seconds(time['low'])} to "
-            f"{format_seconds(time['high'])}), {best['tokens_per_second']:,.0f} tokens/s"
+            f"{format_seconds(time['high'])}), {best['tokens_per_second']:,.0f} tokens/s, "
+            f"MFU {best['mfu']['value']:.0%}"
         )
+        if explain:
+            page.line(f"MFU counts {best['mfu']['convention']}. {time['basis']}")
     epoch = document["epoch"]
+    run = best["training"]
+    if run is not None and (run["cost"] is not None or run["tokens"] != epoch["tokens"]):
+        _print_run(page, run)
     if epoch is not None:
         lasts = "" if epoch["seconds"] is None else f", {format_seconds(epoch['seconds'])}"
         page.line(
@@ -141,6 +158,14 @@ def _print_time(
         ]
         columns = [("part", "left"), ("time", "right"), ("formula", "left"), ("source", "left")]
         page.table(columns, parts)
+
+
+def _print_run(page: Page, run: Mapping[str, Any]) -> None:
+    cost = "" if run["cost"] is None else f", {run['cost']:,.2f} at the given price"
+    page.line(
+        f"The whole run of {format_count(run['tokens'])} tokens: {run['steps']:,} steps, "
+        f"{format_seconds(run['seconds'])}, {run['device_hours']:,.1f} device hours{cost}"
+    )
 
 
 def _print_unaccumulated(page: Page, document: Mapping[str, Any], best: Mapping[str, Any]) -> None:
@@ -162,7 +187,7 @@ def _print_unaccumulated(page: Page, document: Mapping[str, Any], best: Mapping[
     )
 
 
-def _print_miss(page: Page, document: Mapping[str, Any], *, verbose: bool) -> None:
+def _print_miss(page: Page, document: Mapping[str, Any], *, explain: bool, verbose: bool) -> None:
     closest = document["closest"]
     page.title(f"Nothing fits ({document['searched']:,} priced)")
     if closest is not None:
@@ -177,6 +202,7 @@ def _print_miss(page: Page, document: Mapping[str, Any], *, verbose: bool) -> No
     if closest is not None:
         page.title("Memory of one device, closest miss")
         print_bill(page, closest["memory"], explain=False, verbose=verbose)
+        print_peak(page, closest["peak"], explain=explain)
 
 
 def _print_changes(page: Page, title: str, changes: Sequence[Mapping[str, Any]]) -> None:
@@ -185,11 +211,25 @@ def _print_changes(page: Page, title: str, changes: Sequence[Mapping[str, Any]])
     page.title(title)
     rows = []
     for change in changes:
-        plan = change["plan"]
-        headroom = plan["headroom_bytes"]
-        verdict = "fits" if change["fits"] else f"{format_bytes(-headroom)} over"
-        rows.append((change["text"], f"{plan['memory']['peak_bytes'] / GIB:,.2f}", verdict))
-    page.table([("change", "left"), ("peak GiB", "right"), ("", "left")], rows)
+        plan, ratio = change["plan"], change["time_ratio"]
+        rows.append(
+            (
+                f"{change['text']} ({', '.join(change['semantics'])})",
+                f"{plan['memory']['peak_bytes'] / GIB:,.2f}",
+                f"{change['saved_bytes'] / GIB:,.2f}",
+                "?" if ratio is None else f"× {ratio:.2f}",
+                _verdict(change["fits"], plan["headroom_bytes"]),
+            )
+        )
+    columns = [("change (the training)", "left"), ("GiB", "right"), ("saves", "right")]
+    page.table([*columns, ("time", "right"), ("", "left")], rows)
+    page.line("saves, time: peak and seconds per token against the plan above.", style="dim")
+
+
+def _verdict(fits: bool, headroom: int) -> str:  # noqa: FBT001 - a field of the document
+    if fits:
+        return "fits"
+    return "too tight" if headroom >= 0 else f"{format_bytes(-headroom)} over"
 
 
 def _print_config(page: Page, document: Mapping[str, Any]) -> None:

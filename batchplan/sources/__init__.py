@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchplan.sources.config_check import check_config
-    from batchplan.sources.gpus import GpuRow, find_gpu, load_gpus, match_device_name
+    from batchplan.sources.gpus import GpuRow, find_gpu, larger_gpus, load_gpus, match_device_name
     from batchplan.sources.models import CatalogModel, ResolvedModel, list_models, resolve_model
     from batchplan.sources.runs import load_runs
 
@@ -21,6 +21,7 @@ __all__ = [
     "ResolvedModel",
     "check_config",
     "find_gpu",
+    "larger_gpus",
     "list_models",
     "load_gpus",
     "load_runs",
@@ -35,6 +36,7 @@ _HOME = {
     "check_config": "config_check",
     "find_gpu": "gpus",
     "list_models": "models",
+    "larger_gpus": "gpus",
     "load_gpus": "gpus",
     "load_runs": "runs",
     "match_device_name": "gpus",

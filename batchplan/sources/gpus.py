@@ -154,6 +154,32 @@ def find_gpu(text: str) -> Gpu:
     )
 
 
+MOST_LARGER = 3
+"""Next sizes that are named; more would only be larger."""
+_STEP = 1.2
+"""A device counts as larger from here on."""
+
+
+def larger_gpus(gpu: Gpu) -> tuple[Gpu, ...]:
+    """Return catalog devices of the next sizes up, one for each size, smallest first.
+
+    Of one size the fastest; of the same maker where the catalog knows it.
+    """
+    rows = [row for row in load_gpus() if row.usable_bytes is not None]
+    vendors = {row.vendor for row in rows if row.name == gpu.name}
+    larger = sorted(
+        (row.to_gpu() for row in rows if not vendors or row.vendor in vendors),
+        key=lambda other: (other.usable_bytes, -(other.bf16_tflops or 0)),
+    )
+    found: list[Gpu] = []
+    least = gpu.usable_bytes * _STEP
+    for other in larger:
+        if other.usable_bytes >= least and len(found) < MOST_LARGER:
+            found.append(other)
+            least = other.usable_bytes * _STEP
+    return tuple(found)
+
+
 def gpu_of_size(usable_bytes: int, *, name: str) -> Gpu:
     """Return a device of which only the memory is known.
 

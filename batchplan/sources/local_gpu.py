@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from batchplan.errors import ProbeError
@@ -27,38 +29,54 @@ def local_gpu(nvml: Any = None, visible_devices: str | None = None) -> Gpu:
     Raises:
         ProbeError: when there is no NVIDIA driver, or no GPU that may be used.
     """
+    with visible_gpus(nvml, visible_devices) as (driver, handles):
+        return min((read_gpu(driver, each) for each in handles), key=lambda gpu: gpu.usable_bytes)
+
+
+@contextmanager
+def visible_gpus(
+    nvml: Any = None, visible_devices: str | None = None, *, advice: str = _ADVICE
+) -> Iterator[tuple[Any, list[Any]]]:
+    """Open the driver's library; give it and handles of the GPUs that CUDA would show.
+
+    Args:
+        nvml: as ``local_gpu``.
+        visible_devices: as ``local_gpu``.
+        advice: what to try when there is none.
+
+    Raises:
+        ProbeError: as ``local_gpu``, also for what fails while it is open.
+    """
     if nvml is None:
-        nvml = _pynvml()
+        nvml = _pynvml(advice)
     if visible_devices is None:
         visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        raise ProbeError(
-            f"No NVIDIA driver answers on this machine ({error}). {_ADVICE}"
-        ) from error
+        raise ProbeError(f"No NVIDIA driver answers on this machine ({error}). {advice}") from error
     try:
-        gpus = [_read(nvml, handle) for handle in _handles(nvml, visible_devices)]
+        handles = _handles(nvml, visible_devices, advice)
+        if not handles:
+            raise ProbeError(f"The NVIDIA driver shows no GPU. {advice}")
+        yield nvml, handles
     except nvml.NVMLError as error:
-        raise ProbeError(f"The NVIDIA driver could not be asked ({error}). {_ADVICE}") from error
+        raise ProbeError(f"The NVIDIA driver could not be asked ({error}). {advice}") from error
     finally:
         nvml.nvmlShutdown()
-    if not gpus:
-        raise ProbeError(f"The NVIDIA driver shows no GPU. {_ADVICE}")
-    return min(gpus, key=lambda gpu: gpu.usable_bytes)
 
 
-def _pynvml() -> Any:
+def _pynvml(advice: str) -> Any:
     try:
         import pynvml
     except ImportError as error:
         raise ProbeError(
-            f"The package nvidia-ml-py, which asks the driver, is not installed. {_ADVICE}"
+            f"The package nvidia-ml-py, which asks the driver, is not installed. {advice}"
         ) from error
     return pynvml
 
 
-def _handles(nvml: Any, visible_devices: str | None) -> list[Any]:
+def _handles(nvml: Any, visible_devices: str | None, advice: str) -> list[Any]:
     """Return handles of the devices that CUDA would show, in the driver's order.
 
     NVML itself ignores ``CUDA_VISIBLE_DEVICES``. As in CUDA, the first invalid entry ends the list.
@@ -77,12 +95,13 @@ def _handles(nvml: Any, visible_devices: str | None) -> list[Any]:
     if count and not handles:
         raise ProbeError(
             f"CUDA_VISIBLE_DEVICES={visible_devices!r} hides every one of the {count} GPUs. "
-            f"Change it, or: {_ADVICE[0].lower()}{_ADVICE[1:]}"
+            f"Change it, or: {advice[0].lower()}{advice[1:]}"
         )
     return handles
 
 
-def _read(nvml: Any, handle: Any) -> Gpu:
+def read_gpu(nvml: Any, handle: Any) -> Gpu:
+    """Return one device: memory as its driver reports it, rates as the catalog has them."""
     raw = nvml.nvmlDeviceGetName(handle)
     name = raw.decode() if isinstance(raw, bytes) else str(raw)
     usable, how = _usable_bytes(nvml, handle)
