@@ -198,6 +198,14 @@ class Gpu(Spec):
     context_bytes: Annotated[int, Field(ge=0)] = 0
     """CUDA context and what the driver takes for a process that runs kernels."""
     context_source: str = ""
+    libraries_bytes: Annotated[int, Field(ge=0)] | None = None
+    """What loaded kernels take beyond the context, as measured; None where nobody measured."""
+    overhead_source: str = ""
+    """Where context and libraries were measured."""
+    in_use_error_percent: Annotated[float, Field(gt=0)] | None = None
+    """What the measurements support for what the driver shows of an unsharded run."""
+    num_measurements: Annotated[int, Field(ge=0)] = 0
+    """Probes that the three rest on."""
     bf16_tflops: float | None = None
     """Dense 16-bit rate in units of 10**12/s: bf16 where native, otherwise fp16."""
     bandwidth_gb_per_s: float | None = None

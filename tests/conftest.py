@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = tempfile.mkdtemp(prefix="batchplan-tests-")
     os.environ["BATCHPLAN_CACHE"] = os.path.join(folder, "profiles")  # noqa: PTH118
+    os.environ["BATCHPLAN_DATA"] = os.path.join(folder, "data")  # noqa: PTH118
     os.environ["HF_HOME"] = os.path.join(folder, "huggingface")  # noqa: PTH118
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 

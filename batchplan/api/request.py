@@ -114,7 +114,7 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         {name: value for name, value in fields.items() if name in recipe_names},
         fields.get("recipe"),
     )
-    gpu = find_gpu(gpu_text)
+    gpu, measured = _as_measured(find_gpu(gpu_text))
     library, assumed = _library(trainer, python)
     defaults = trainer_defaults(trainer, library_versions(python, library)[library])
     trust, offline = bool(fields.get("trust_remote_code")), bool(fields.get("offline"))
@@ -157,9 +157,20 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         revision=fields.get("revision"),
         trust_remote_code=trust,
         offline=offline,
-        caveats=(*caveats, *assumed),
+        caveats=(*caveats, *assumed, *measured),
         library=library,
     )
+
+
+def _as_measured(gpu: Gpu) -> tuple[Gpu, tuple[Caveat, ...]]:
+    """Return the device with the overheads that probes measured on it, and what to say of that."""
+    from batchplan.probe.places import has_measurements
+
+    if not has_measurements():
+        return gpu, ()
+    from batchplan.probe.overheads import taught
+
+    return taught(gpu)
 
 
 def _library(trainer: str, python: Path | None) -> tuple[str, tuple[Caveat, ...]]:

@@ -44,8 +44,8 @@ from batchplan.api.request import Request, resolve
 from batchplan.errors import SpecError
 from batchplan.memory.device import (
     CUBLAS_HANDLES,
-    IN_USE_ERROR,
     cublas_workspace_bytes,
+    in_use_error,
     libraries_bytes,
 )
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
@@ -261,7 +261,7 @@ def _answer(
     retries = _retries(recording, here, capacity, phases, expandable=expandable)
     runs_out_in = None if here.ran_out_at is None else phase_at(phases, here.ran_out_at).words
     reserved = free.reserved_peak_bytes if here.ran_out_at is not None else here.reserved_peak_bytes
-    with_margin = max(0, IN_USE_ERROR.within(gpu.usable_bytes) - _beside(gpu))
+    with_margin = max(0, in_use_error(gpu).within(gpu.usable_bytes) - _beside(gpu))
     has_margin = _runs_smoothly(recording, with_margin, phases, expandable=expandable)
     smallest = smallest_card_bytes(recording, expandable_segments=expandable)
     peak = peak_of(recording, free, phases, top)
@@ -304,7 +304,7 @@ def _fit_caveats(
     elif not has_margin:
         text = (
             f"It runs with {format_bytes(gpu.usable_bytes - in_use_bytes)} left, but not with the "
-            f"{IN_USE_ERROR.percent:g} % to spare by which context and libraries make the sum "
+            f"{in_use_error(gpu).percent:g} % to spare by which context and libraries make the sum "
             "uncertain, so it does not count as fitting: probe before relying on it."
         )
         yield Caveat(code="tight-fit", text=text)

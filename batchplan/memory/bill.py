@@ -6,10 +6,10 @@ from batchplan.memory.activations import Instant, Place
 from batchplan.memory.buffers import INPUT_BYTES_PER_TOKEN
 from batchplan.memory.device import (
     COMMUNICATOR_SOURCE,
-    LIBRARIES_SOURCE,
     communicator_bytes,
     cublas_workspace_bytes,
     libraries_bytes,
+    libraries_source,
 )
 from batchplan.memory.optimizers import OPTIMIZERS
 from batchplan.memory.setting import Setting
@@ -139,14 +139,14 @@ def overhead_terms(*, setting: Setting, reserve: Term) -> tuple[Term, ...]:
         Term(
             name="CUDA context",
             num_bytes=gpu.context_bytes,
-            formula="table by GPU",
+            formula="measured" if gpu.num_measurements else "table by GPU",
             source=gpu.context_source or "not known for this device",
         ),
         Term(
             name="libraries",
             num_bytes=libraries_bytes(gpu),
             formula="kernels that cuBLAS, FlashAttention and others load",
-            source=LIBRARIES_SOURCE,
+            source=libraries_source(gpu),
         ),
         Term(
             name="communicator",

@@ -63,8 +63,33 @@ def cublas_workspace_bytes(gpu: Gpu) -> int:
 
 
 def libraries_bytes(gpu: Gpu) -> int:
-    """Return what loaded kernels take; a bare memory size says nothing about a device."""
+    """Return what loaded kernels take: as measured on the device, else as on others.
+
+    A bare memory size says nothing about a device.
+    """
+    if gpu.libraries_bytes is not None:
+        return gpu.libraries_bytes
     return LIBRARIES_BYTES if gpu.context_bytes else 0
+
+
+def libraries_source(gpu: Gpu) -> str:
+    """Return where ``libraries_bytes`` is from."""
+    return LIBRARIES_SOURCE if gpu.libraries_bytes is None else gpu.overhead_source
+
+
+def in_use_error(gpu: Gpu) -> ErrorBand:
+    """Return how far off what the driver shows may be where nothing is sharded."""
+    if gpu.in_use_error_percent is None:
+        return IN_USE_ERROR
+    return ErrorBand(
+        percent=gpu.in_use_error_percent,
+        basis=f"overheads {gpu.overhead_source}, n = {gpu.num_measurements}",
+    )
+
+
+def least_in_use_error(gpu: Gpu) -> ErrorBand:
+    """Return the smallest error that any run on the device can have."""
+    return min(IN_USE_ERROR, in_use_error(gpu), key=lambda band: band.percent)
 
 
 def communicator_bytes(cluster: Cluster) -> int:

@@ -39,7 +39,7 @@ def price(setting: Setting, batch: Batch) -> Estimate:
     For searches: never more than ``confirm`` finds by much, so that nothing that fits is lost.
     """
     instants = _instants(setting, batch)
-    return _estimate(setting, batch, instants, least_reserve(instants.allocated_bytes))
+    return _estimate(setting, batch, instants, least_reserve(setting.gpu, instants.allocated_bytes))
 
 
 def confirm(setting: Setting, batch: Batch) -> Estimate:

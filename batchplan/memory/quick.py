@@ -28,6 +28,7 @@ class QuickPrice:
 
     def __init__(self, setting: Setting, seq_len: int) -> None:
         self._seq_len = seq_len
+        self._gpu = setting.gpu
         self._overhead_bytes = overhead_bytes(setting.gpu, setting.cluster)
         self._input_bytes = INPUT_BYTES_PER_TOKEN * seq_len
         self._fixed_bytes = setting.fixed_bytes
@@ -77,7 +78,7 @@ class QuickPrice:
 
     def bound_bytes(self, micro_batch: int, accum_steps: int) -> int:
         """Return the least upper bound: what exceeds the device here can never be confirmed."""
-        return least_bound_bytes(self.peak_bytes(micro_batch, accum_steps))
+        return least_bound_bytes(self._gpu, self.peak_bytes(micro_batch, accum_steps))
 
 
 def _possible(peaks: list[tuple[Line, int]]) -> list[tuple[Line, int]]:

@@ -8,16 +8,17 @@ from batchplan.memory.device import (
     ALLOCATED_ERROR,
     ALLOCATOR_RESERVE,
     ALLOCATOR_RESERVE_SOURCE,
-    IN_USE_ERROR,
     RESERVED_ERROR,
     SHARDED_IN_USE_ERROR,
     UNPLAYED_ERROR,
+    least_in_use_error,
     overhead_bytes,
 )
+from batchplan.memory.device import in_use_error as unsharded_error
 from batchplan.memory.run import Played, play
 from batchplan.memory.setting import Setting
 from batchplan.memory.terms import ErrorBand, Term
-from batchplan.spec import Batch
+from batchplan.spec import Batch, Gpu
 
 NAME = "allocator reserve"
 MOST_DISAGREEMENT = 0.03
@@ -37,16 +38,16 @@ class Reserve:
 
 def in_use_error(setting: Setting) -> ErrorBand:
     """Return how far off what the driver shows may be."""
-    return SHARDED_IN_USE_ERROR if setting.is_sharded else IN_USE_ERROR
+    return SHARDED_IN_USE_ERROR if setting.is_sharded else unsharded_error(setting.gpu)
 
 
 LEAST_SHARE = ALLOCATED_ERROR.percent / 100
 """Of live bytes: the least reserve with which a run at the device's limit is tried."""
 
 
-def least_reserve(allocated_bytes: int) -> Reserve:
+def least_reserve(gpu: Gpu, allocated_bytes: int) -> Reserve:
     """Return the least with which a run at the device's limit is tried, and the smallest error."""
-    return _share(allocated_bytes, LEAST_SHARE, "least that a run needs", IN_USE_ERROR)
+    return _share(allocated_bytes, LEAST_SHARE, "least that a run needs", least_in_use_error(gpu))
 
 
 def least_peak_bytes(allocated_bytes: int, overhead_bytes: int) -> int:
@@ -54,9 +55,9 @@ def least_peak_bytes(allocated_bytes: int, overhead_bytes: int) -> int:
     return allocated_bytes + round(LEAST_SHARE * allocated_bytes) + overhead_bytes
 
 
-def least_bound_bytes(peak_bytes: int) -> int:
+def least_bound_bytes(gpu: Gpu, peak_bytes: int) -> int:
     """Return the bound of ``least_reserve`` around a peak."""
-    return IN_USE_ERROR.above(peak_bytes)
+    return least_in_use_error(gpu).above(peak_bytes)
 
 
 def played_reserve(setting: Setting, batch: Batch, allocated_bytes: int) -> Reserve:

@@ -1,0 +1,1 @@
+"""Probe: really train for a few steps, in child processes, until the largest micro-batch is known."""

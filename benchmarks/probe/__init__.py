@@ -1,0 +1,1 @@
+"""Trials that finders of the largest micro-batch need, on the same simulated runs."""
