@@ -113,6 +113,16 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_beta(value: float) -> str:
+    """Return a decay rate to four digits, or to as many as keep it below 1.
+
+    >>> format_beta(0.98461), format_beta(0.9999962)
+    ('0.9846', '0.999996')
+    """
+    texts = (f"{value:.{digits}g}" for digits in range(4, 17))
+    return next((text for text in texts if float(text) < 1), "1")
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration with a unit that suits it.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 
 import pytest
+import yaml
 
 import batchplan
 from batchplan.errors import SpecError
 from batchplan.render.compare import print_comparison
+from batchplan.render.recommend import print_recommendation
 from batchplan.sources import find_gpu, load_gpus
 
 MODEL = "qwen2.5-0.5b"
@@ -90,7 +92,8 @@ def test_the_comparison_is_printed_in_80_columns(large_model):
         ({"optimize": "speed"}, "--optimize 'speed': must be one of throughput"),
         ({"deadline": 3}, "--deadline needs the size of the data"),
         ({"epochs": 3}, "--epochs needs the size of the data"),
-        ({"epoch_tokens": "1M", "deadline": -3}, "--deadline"),
+        ({"epoch_tokens": "1M", "deadline": -3}, "--deadline -3 must be a number above 0, .* 24"),
+        ({"epoch_tokens": "1M", "deadline": 1e9}, "--deadline .* absurdly large"),
         ({"gpu_price": "missing.csv"}, "neither a price for one device and hour nor a file"),
         ({"gpu_price": -1}, "--gpu-price"),
         ({"checkpointing": "none,some"}, "'some' is none of none, selective, full"),
@@ -106,7 +109,12 @@ def test_bad_input_is_one_clear_line(toy_model, wrong, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a100-80gb;2\n", "line 1"), ("no-such-gpu,2\n", "no-such-gpu"), ("# nothing\n", "holds no")],
+    [
+        ("a100-80gb;2\n", "line 1"),
+        ("no-such-gpu,2\n", "no-such-gpu"),
+        ("# nothing\n", "holds no"),
+        ("h100-sxm,2\n", "has no line for A100 SXM 80GB"),
+    ],
 )
 def test_a_price_file_is_refused_with_its_line(toy_model, tmp_path, text, message):
     path = tmp_path / "prices.csv"
@@ -141,7 +149,10 @@ def test_a_run_takes_its_steps_and_its_devices(toy_model):
     answer = batchplan.recommend(MODEL, gpu="a100-80gb", **asked, **ASKED)
     best = answer.plans[0]
     run = answer.to_dict()["plans"][0]["training"]
-    steps = -(-150_000_000 // best.batch.global_batch_tokens)
+    steps = 3 * -(-50_000_000 // best.batch.global_batch_tokens)
+    assert answer.to_dict()["epoch"]["steps"] * 3 == steps
+    config = yaml.safe_load(answer.config()[0].text)
+    assert config["num_train_epochs"] == 3
     assert (run["tokens"], run["steps"]) == (150_000_000, steps)
     assert run["seconds"] == pytest.approx(steps * best.step_time.mid)
     assert run["cost"] == pytest.approx(run["seconds"] / 3600 * 4 * 2.5)
@@ -170,3 +181,83 @@ def test_an_epoch_takes_as_long_as_its_rows_are_filled(toy_model, tmp_path):
     expected = best["step_seconds"]["mid"] * plan["slots_per_step"] / priced
     assert document["epoch"]["seconds"] == pytest.approx(document["epoch"]["steps"] * expected)
     assert best["training"]["seconds"] == pytest.approx(document["epoch"]["seconds"])
+
+
+def test_tokens_of_a_run_are_those_of_the_data_whatever_is_padded(toy_model, tmp_path):
+    lengths = tmp_path / "lengths.txt"
+    lengths.write_text("\n".join(["100"] * 900 + ["1000"] * 100))
+    answer = batchplan.recommend(
+        MODEL, gpu="a100-80gb", lengths=lengths, target_tokens=9_500, epochs=2, micro_batch=1
+    )
+    document = answer.to_dict()
+    assert document["epoch"]["tokens"] == 900 * 100 + 100 * 1000
+    assert document["plans"][0]["training"]["tokens"] == 2 * 190_000
+    # 9,500 tokens of the data are 50 rows of 190: 20 steps, and 1,900 tokens would make 100.
+    assert document["epoch"]["steps"] == 20
+    (few,) = (each for each in document["epoch"]["caveats"] if each["code"] == "few-steps")
+    assert "A batch of 1,900 tokens makes 100." in few["text"]
+
+
+@pytest.mark.parametrize("name", ["pareto", "rescues"])
+def test_what_is_about_one_device_is_refused_for_all_of_them(toy_model, name):
+    with pytest.raises(SpecError, match=f"--{name} is about one device"):
+        batchplan.compare(MODEL, **{name: True}, **ASKED)
+
+
+def test_the_inputs_of_a_comparison_give_it_again(large_model):
+    answer = batchplan.compare(MODEL, limit=4, **ASKED).to_dict()
+    inputs = {name: value for name, value in answer["inputs"].items() if name != "gpu"}
+    assert batchplan.compare(**inputs).to_dict()["comparison"] == answer["comparison"]
+
+
+def page_of(answer, width):
+    page = io.StringIO()
+    print_recommendation(answer.to_dict(), file=page, width=width)
+    return page.getvalue()
+
+
+def test_what_would_be_faster_and_smaller_is_printed_once(large_model):
+    answer = batchplan.recommend(MODEL, gpu="a100-80gb", devices=2, rescues=True, **ASKED)
+    assert answer.found.speedups
+    assert answer.found.savings
+    page = page_of(answer, 80)
+    assert page.count("What would make the best plan faster") == 1
+    assert page.count("What would make the best plan smaller") == 1
+
+
+def test_what_would_be_faster_is_told_where_it_takes_another_trace(toy_model):
+    asked = ASKED | {"attention": "eager", "checkpointing": "none"}
+    found = batchplan.recommend(MODEL, gpu="a100-80gb", rescues=True, **asked).found
+    assert "sdpa" in [each.change.get("attention") for each in found.speedups]
+
+
+def test_rows_that_differ_in_attention_alone_can_be_told_apart(toy_model):
+    answer = batchplan.recommend(
+        MODEL, gpu="a100-80gb", attention="sdpa,eager", checkpointing="full", **ASKED
+    )
+    assert {plan.recipe.attention.value for plan in answer.plans} == {"sdpa", "eager"}
+    page = page_of(answer, 80)
+    table = page[: page.index("Best plan")].split("ckpt  attn")[1].splitlines()[1:-2]
+    assert [word for row in table for word in row.split() if word in ("sdpa", "eager")] == [
+        plan.recipe.attention.value for plan in answer.plans
+    ]
+    alone = page_of(batchplan.recommend(MODEL, gpu="a100-80gb", **ASKED), 80)
+    assert "ckpt  attn" not in alone
+
+
+def test_a_narrow_page_keeps_every_plan_on_one_line(toy_model):
+    answer = batchplan.recommend(MODEL, gpu="a100-80gb", devices=8, offload="any", **ASKED)
+    lines = page_of(answer, 60).splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("#  b×K×N"))
+    table = lines[start + 1 : start + 1 + len(answer.plans)]
+    assert [line.split()[0] for line in table] == [
+        str(rank) for rank in range(1, len(answer.plans) + 1)
+    ]
+    assert all(len(line) <= 60 for line in lines[start:][: len(table) + 1])
+
+
+def test_the_best_plan_is_named_with_its_offload(toy_model):
+    asked = ASKED | {"sharding": "zero3", "offload": "optimizer", "checkpointing": "full"}
+    page = page_of(batchplan.recommend(MODEL, gpu="a100-80gb", devices=8, **asked), 100)
+    (title,) = (line for line in page.splitlines() if line.startswith("Best plan"))
+    assert title.endswith("zero3, checkpointing full, offload optimizer")

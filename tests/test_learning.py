@@ -615,3 +615,10 @@ def test_a_plan_tells_the_batches_published_for_such_data_and_that_they_are_a_hi
     assert page.count("Fewer than 100 optimizer steps") == 1
     assert all("few-steps" in codes(plan.learning_rate) for plan in answer.plans)
     assert "Published batches" not in page_of(batchplan.recommend(**asked), print_recommendation)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lion", "muon"])
+@pytest.mark.parametrize("given", [{"beta2": 0.95}, {"weight_decay": 0.1}])
+def test_what_only_adamw_has_is_refused_for_others(optimizer, given):
+    with pytest.raises(SpecError, match=f"is AdamW's: leave it out with {optimizer}"):
+        batchplan.learning_rate(lr=1e-3, from_batch=8, to_batch=16, optimizer=optimizer, **given)

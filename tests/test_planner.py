@@ -358,6 +358,16 @@ def test_automatic_devices_are_the_fewest_that_fit():
     assert max(plan.batch.num_ranks for plan in everywhere.plans) == 8
 
 
+def test_automatic_devices_go_on_where_only_the_quick_price_fits():
+    # Fully split, 600,000 are 152,000 on four devices and 77,000 on eight, sequence included.
+    space = {"stop_at_first_fit": True, "budget": 155_000, "micro_batch": 1}
+    for missed_percent, least in ((0, 4), (30, 8)):
+        pricer = FakePricer(missed_percent=missed_percent)
+        answer = find(pricer, num_ranks=(1, 2, 4, 8), **space)
+        assert {plan.batch.num_ranks for plan in answer.plans} == {least}
+        assert all(plan.fits for plan in answer.plans)
+
+
 def test_one_rank_tries_one_sharding_and_one_node_no_hybrid():
     alone = find(num_ranks=(1,), budget=10**7, limit=50)
     assert {plan.recipe.sharding for plan in alone.plans} == {Sharding.DDP}

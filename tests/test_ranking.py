@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning import FakePricer, find
+from planning import FakePricer, bill, find
 from strategies import A100, RTX_4090
 
 from batchplan.errors import SpecError
@@ -106,6 +106,38 @@ def test_auto_devices_go_on_until_the_deadline_is_met():
     missed = find(pricer, goal=goal, aim=hopeless, **space)
     assert missed.plans[0].batch.num_ranks == 8
     assert "deadline-missed" in {caveat.code for caveat in missed.caveats}
+
+
+class _Misleading(FakePricer):
+    """Its quick price is right for ZeRO and far too low for FSDP."""
+
+    def confirm(self, *, recipe, batch, cluster):
+        found = self.price(recipe=recipe, batch=batch, cluster=cluster).peak_bytes
+        return bill(found * (3 if recipe.sharding is Sharding.FSDP_FULL else 1))
+
+
+def test_the_least_memory_is_that_of_the_confirmed_peaks():
+    space = {"shardings": (Sharding.FSDP_FULL, Sharding.ZERO3, Sharding.ZERO2)}
+    for limit in (1, 9):
+        plans = find(_Misleading(), aim=Aim(objective=Objective.MEMORY), limit=limit, **space).plans
+        peaks = [plan.memory.peak_bytes for plan in plans]
+        assert peaks == sorted(peaks)
+        assert plans[0].recipe.sharding is Sharding.ZERO3
+
+
+def test_a_deadline_beside_another_aim_is_told_for_what_it_is():
+    goal, tokens = BatchGoal(target_tokens=65_536), 10**9
+    fast = find(goal=goal, num_ranks=(1, 8)).plans[0]
+    aim = Aim(
+        objective=Objective.DEVICES,
+        train_tokens=tokens,
+        deadline_seconds=1.5 * tokens / fast.tokens_per_second,
+    )
+    answer = find(goal=goal, aim=aim, num_ranks=(1, 8))
+    (late,) = (each for each in answer.caveats if each.code == "deadline-missed")
+    assert answer.plans[0].batch.num_ranks == 1
+    assert "--optimize time puts the deadline first" in late.text
+    assert "No plan" not in late.text
 
 
 def test_a_front_on_request_has_the_best_plan_first_and_only_what_fits():

@@ -18,6 +18,8 @@ from batchplan.planner.assemble import Question, assemble
 from batchplan.planner.candidates import Layout
 from batchplan.planner.explain import explain_peak
 from batchplan.planner.rescue import ladder, rescues, savings, sets, speedups
+from batchplan.planner.rescue.attempt import begin
+from batchplan.planner.rescue.changes import changes_for
 from batchplan.spec import (
     Attention,
     Batch,
@@ -670,6 +672,24 @@ def test_what_would_make_a_plan_smaller_is_really_smaller():
         assert offer.saved_bytes > 0.03 * start.memory.peak_bytes
     again, _ = run(savings, ToyPricer(per_sequence=60), budget=2 * 10**6)
     assert again == offers
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [(Method.FULL, "fewer parameters"), (Method.LORA, "frozen weights in other bits")],
+)
+def test_a_4_bit_base_trains_fewer_parameters_only_than_a_full_fine_tune(method, said):
+    def to_qlora(*, question, space, start):
+        here = begin(question=question, space=space, start=start)
+        applied = [(change, change.apply(here)) for change in changes_for(question)]
+        return [
+            change.semantics.value
+            for change, attempt in applied
+            if attempt is not None and attempt.recipe.method is Method.QLORA
+        ]
+
+    found, _ = run(to_qlora, ToyPricer(), recipe=Recipe(method=method))
+    assert found == [said]
 
 
 def fast(recipe: Recipe, *, micro_batch=1, accum_steps=8, ranks=1, function=speedups, **fields):

@@ -336,6 +336,14 @@ def test_beta2_arrives(tmp_path, monkeypatch):
     assert parsed(files, tmp_path, monkeypatch).adam_beta2 == 0.9846
 
 
+@pytest.mark.parametrize("beta2", [0.99999762, 1 - 1e-13, 1.0])
+def test_a_beta2_that_torch_refuses_is_never_written(beta2):
+    torch = pytest.importorskip("torch")
+    text = emit("hf-trainer", with_beta2(Recipe(numerics=Numerics.BF16), beta2))[0].text
+    written = yaml.safe_load(text).get("adam_beta2", 0.999)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.9, written))
+
+
 @pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
 def test_adapters_over_an_fp16_base_get_loss_scaling(method):
     settings = settings_of(Recipe(method=method, numerics=Numerics.FP16))
@@ -347,7 +355,9 @@ def test_adapters_over_an_fp16_base_get_loss_scaling(method):
 def test_one_epoch_is_configured_where_its_length_is_known():
     before = job(Recipe(numerics=Numerics.BF16))
     text = emit("hf-trainer", replace(before, epoch_steps=1234))[0].text
-    assert "num_train_epochs: 1  # 1,234 optimizer steps" in text
+    assert "num_train_epochs: 1  # 1,234 optimizer steps\n" in text
+    text = emit("hf-trainer", replace(before, epoch_steps=1234, epochs=2.5))[0].text
+    assert "num_train_epochs: 2.5  # 1,234 optimizer steps each\n" in text
 
 
 @pytest.mark.parametrize(

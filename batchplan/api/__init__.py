@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from batchplan.api.estimating import EstimateAnswer, estimate
     from batchplan.api.learning import LearningRateAnswer, learning_rate
     from batchplan.api.measuring import LengthsAnswer, lengths
-    from batchplan.api.probing import ProbeAnswer, probe
+    from batchplan.api.probe_answer import ProbeAnswer
+    from batchplan.api.probing import probe
     from batchplan.api.recommending import RecommendAnswer, recommend
     from batchplan.api.tracing import TraceAnswer, trace
 
@@ -36,7 +37,7 @@ _HOME = {
     "EstimateAnswer": "estimating",
     "LearningRateAnswer": "learning",
     "LengthsAnswer": "measuring",
-    "ProbeAnswer": "probing",
+    "ProbeAnswer": "probe_answer",
     "RecommendAnswer": "recommending",
     "TraceAnswer": "tracing",
     "compare": "comparing",

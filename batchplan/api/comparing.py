@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
+from batchplan.api.checks import option
 from batchplan.api.data import data_inputs
 from batchplan.api.documents import (
     SCHEMA_VERSION,
@@ -30,6 +31,7 @@ ANY = "any"
 DEFAULT_LIMIT = 10
 """Devices shown."""
 AUTO = "auto"
+_ONE_DEVICE = ("pareto", "rescues")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class CompareAnswer:
     num_fitting: int
     """Devices on which something fits by the quick price."""
     num_compared: int
+    """Devices that were searched: those with a price, where prices were given."""
     caveats: tuple[Caveat, ...]
 
     @property
@@ -111,6 +114,9 @@ def compare(
         SourceError: when the model's config cannot be had.
         TraceError: when the model's code cannot be traced.
     """
+    for name in _ONE_DEVICE:
+        if fields.get(name):
+            raise SpecError(f"{option(name)} is about one device: name one, not --gpu any.")
     gpus = tuple(_comparable())
     prepared = prepare(
         model,
@@ -133,6 +139,8 @@ def compare(
     return CompareAnswer(
         inputs=prepared.request.inputs()
         | recipe_document(asked.recipe)
+        # Each device follows its own: bf16 where it has it.
+        | {"numerics": prepared.request.given.get("numerics")}
         | asked.inputs()
         | goal_inputs(prepared)
         | data_inputs(prepared.data)
@@ -146,7 +154,7 @@ def compare(
         training=prepared.training,
         offers=tuple(offers),
         num_fitting=len(ranked),
-        num_compared=len(gpus),
+        num_compared=sum(found.aim(gpu) is not None for gpu in gpus),
         caveats=(*prepared.caveats, *asked.caveats, *found.profiles.caveats),
     )
 

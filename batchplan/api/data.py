@@ -105,6 +105,11 @@ def epoch_slots(data: Data | None, epoch_tokens: object) -> int | None:
     return whole("epoch_tokens", epoch_tokens)
 
 
+def fill(data: Data | None) -> float:
+    """Return the share of ``epoch_slots`` that holds tokens of the data; 1 without a data set."""
+    return 1.0 if data is None else data.tokens / (data.rows * data.row_tokens)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What one optimizer step should hold, in the words the search takes."""

@@ -16,14 +16,17 @@ def epoch_steps(plan: Plan, tokens: int) -> int:
 
 
 def epoch_document(
-    plan: Plan, tokens: int, references: BatchReferences, time_share: float
+    plan: Plan, tokens: int, references: BatchReferences, *, time_share: float, fill: float
 ) -> dict[str, Any]:
-    """Return the length of one epoch under a plan, and what is wrong with it."""
-    steps, per_step = epoch_steps(plan, tokens), plan.batch.global_batch_tokens
+    """Return the length of one epoch under a plan, and what is wrong with it.
+
+    ``tokens`` and the plan's count padding; ``fill`` is the share of both that is none.
+    """
+    steps, held = epoch_steps(plan, tokens), round(tokens * fill)
     return {
-        "tokens": tokens,
+        "tokens": held,
         "steps": steps,
         "seconds": None if plan.step_time is None else steps * plan.step_time.mid * time_share,
         "batch_references": plain(references),
-        "caveats": caveats_document(few_steps(data_tokens=tokens, tokens_per_step=per_step)),
+        "caveats": caveats_document(few_steps(steps=steps, data_tokens=held)),
     }

@@ -16,12 +16,13 @@ from batchplan.learning.rate import LearningRate
 from batchplan.learning.references import BatchReferences, batch_references
 from batchplan.learning.rules import RuleValue, compare
 from batchplan.learning.runs import PublishedRun, comparable_runs
-from batchplan.learning.start import GIVEN, Base
+from batchplan.learning.start import GIVEN, OPTIMIZER_RULES, Base
 from batchplan.sources import load_runs
 from batchplan.spec import MAX_SEQ_LEN, Method, Optimizer
 
 _LARGEST_BATCH = 10**15
 _LARGEST_DATA = 10**18
+_LARGEST_NUMBER = 10**6
 SEQUENCES, TOKENS = "sequences", "tokens"
 
 
@@ -132,10 +133,12 @@ def positive_number(name: str, value: object, example: str = "2e-5") -> float:
         number = float(str(value))
     except ValueError:
         number = math.nan
-    if not 0 < number < 1e6:
+    if not number > 0:
         raise SpecError(
             f"{option(name)} {shown(value)} must be a number above 0, such as {example}."
         )
+    if number >= _LARGEST_NUMBER:
+        raise SpecError(f"{option(name)} {shown(value)} is absurdly large.")
     return number
 
 
@@ -183,6 +186,7 @@ def _change(inputs: Mapping[str, Any], unit: str) -> Change | None:
         return None
     if missing:
         raise SpecError(f"--lr, --from and --to go together: {' and '.join(missing)} missing.")
+    _refuse_what_is_adams(inputs)
     length = inputs["seq_len"]
     before, after = (
         _counted(name, inputs[f"{name}_batch"], unit, length) for name in ("from", "to")
@@ -201,6 +205,13 @@ def _change(inputs: Mapping[str, Any], unit: str) -> Change | None:
         noise_scale=None if noise is None else _counted("noise_scale", noise, unit, length),
         beta2=inputs["beta2"] or DEFAULT_BETA2,
     )
+
+
+def _refuse_what_is_adams(inputs: Mapping[str, Any]) -> None:
+    optimizer = inputs["optimizer"]
+    for name in () if OPTIMIZER_RULES[optimizer].is_adam else ("beta2", "weight_decay"):
+        if inputs[name] is not None:
+            raise SpecError(f"{option(name)} is AdamW's: leave it out with {optimizer}.")
 
 
 def _refuse_without_change(inputs: Mapping[str, Any]) -> None:

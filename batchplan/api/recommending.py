@@ -80,7 +80,14 @@ class RecommendAnswer:
             raise SpecError("A config needs a MODEL: --params plans states alone.")
         best, tokens = self.plans[0], self.epoch_tokens
         steps = None if tokens is None else epoch_steps(best, tokens)
-        job = Job(plan=best, model=self.model, gpu=self.gpu, stem=stem, epoch_steps=steps)
+        job = Job(
+            plan=best,
+            model=self.model,
+            gpu=self.gpu,
+            stem=stem,
+            epoch_steps=steps,
+            epochs=self.training.epochs,
+        )
         return emit(self.trainer, job)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,17 +124,17 @@ class RecommendAnswer:
         if self.epoch_tokens is None or not self.fits:
             return None
         best = self.plans[0]
-        tokens = self.epoch_tokens if self.data is None else self.data.tokens
+        fill = self.training.fill
         references = batch_references(
             method=best.recipe.method,
-            data_tokens=tokens,
+            data_tokens=round(self.epoch_tokens * fill),
             num_params=self.num_params,
             seq_len=best.batch.seq_len,
             hidden_size=self.model.hidden_size,
             num_layers=self.model.num_layers,
         )
         share = self.training.time_share(best.batch.micro_batch)
-        return epoch_document(best, self.epoch_tokens, references, share) | {"tokens": tokens}
+        return epoch_document(best, self.epoch_tokens, references, time_share=share, fill=fill)
 
     def _best_batch(self) -> Batch | None:
         best = self.plans[0] if self.fits else self.found.closest
@@ -144,6 +151,7 @@ class RecommendAnswer:
 def recommend(
     model: str | None = None,
     *,
+    probe: bool = False,
     on_progress: OnProgress | None = None,
     **fields: Unpack[RecommendFields],
 ) -> RecommendAnswer:
@@ -154,6 +162,8 @@ def recommend(
 
     Args:
         model: Hub id, local folder or config.json, or a catalog name; or give ``params``.
+        probe: train with the best plan on this machine's GPU (``gpu`` is ``local``), and leave out
+            what does not hold.
         on_progress: told in words what a first trace is doing.
         **fields: the inputs of ``GoalFields``, ``DataFields`` and ``SharedFields``, named as on
             the command line; ``gpu`` is needed.
@@ -164,14 +174,23 @@ def recommend(
         TraceError: when the model's code cannot be traced.
     """
     prepared = prepare(model, fields, on_progress)
+    if probe:
+        from batchplan.api.probed_plans import check_probe
+
+        check_probe(prepared.request)
     request, asked = prepared.on(prepared.request.gpu)
     profiles = Profiles(request, on_progress)
     found = ask(request, asked, profiles)
+    if probe:
+        from batchplan.api.probed_plans import confirm_by_probe
+
+        found = confirm_by_probe(found, request, on_progress)
     return RecommendAnswer(
         inputs=_inputs(request, asked)
         | goal_inputs(prepared)
         | data_inputs(prepared.data)
-        | prepared.target.inputs,
+        | prepared.target.inputs
+        | {"probe": probe},
         model=request.model,
         num_params=profiles.num_params,
         num_trainable_params=profiles.num_trainable_params,
@@ -202,7 +221,4 @@ def _comparable_runs(found: Answer, num_params: int) -> tuple[PublishedRun, ...]
 
 
 def _inputs(request: Request, asked: Question) -> dict[str, Any]:
-    fixed = recipe_document(asked.recipe)
-    for name in asked.searched_fields:
-        fixed[name] = None
-    return request.inputs() | fixed | asked.inputs()
+    return request.inputs() | recipe_document(asked.recipe) | asked.inputs()

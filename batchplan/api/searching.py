@@ -15,6 +15,7 @@ from batchplan.api.recipes import DTYPE_FIELDS, fill, numerics_words
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
 from batchplan.planner import (
+    MOST_TRACES,
     Aim,
     Answer,
     ProfilePricer,
@@ -57,6 +58,7 @@ class Question:
     lr_batch: int | str | None
     limit: int
     data_tokens: int | None
+    fill: float
     aim: Aim
     pareto: bool
     rescues: bool
@@ -66,8 +68,9 @@ class Question:
     caveats: tuple[Caveat, ...]
 
     def inputs(self) -> dict[str, Any]:
-        """Return what was asked beyond the shared inputs and the recipe."""
+        """Return what was asked beyond the shared inputs, over the recipe's: searched is None."""
         return {
+            **dict.fromkeys(self.searched_fields),
             "target_tokens": self.goal.target_tokens,
             "target_sequences": self.goal.target_sequences,
             "tolerance": self.goal.tolerance,
@@ -96,6 +99,7 @@ def question(
     lr_batch: int | str | None,
     limit: int,
     data_tokens: int | None,
+    fill: float,
     aim: Aim,
     pareto: bool,
     rescues: bool,
@@ -144,6 +148,7 @@ def question(
             name for name in ("sharding", "checkpointing") if name not in request.given
         ),
         data_tokens=data_tokens,
+        fill=fill,
         aim=aim,
         pareto=pareto,
         rescues=rescues,
@@ -168,7 +173,7 @@ def ask(request: Request, asked: Question, profiles: Profiles) -> Answer:
     best = found.plans[0]
     return replace(
         found,
-        speedups=speedups(question=question, space=asked.space, start=best),
+        speedups=speedups(question=question, space=asked.space, start=best, traces=MOST_TRACES),
         savings=savings(question=question, space=asked.space, start=best),
     )
 
@@ -199,6 +204,7 @@ def planner_question(request: Request, asked: Question, profiles: Profiles) -> P
         base_batch=asked.base_batch,
         base_batch_tokens=asked.base_batch_tokens,
         data_tokens=asked.data_tokens,
+        fill=asked.fill,
         assumes_nodes=space.num_nodes is None,
         assumes_inter_node=space.inter_node_gb_per_s is None,
         checkpointings=space.checkpointings,

@@ -219,7 +219,9 @@ PROBE: Options = {
     "weights": option(
         bool, "Load the published weights. Default: random ones of the same shapes.", "--weights"
     ),
-    "timeout": option(float, "Seconds that one trial may take. Default: 600.", metavar="SECONDS"),
+    "timeout": option(
+        float, "Seconds that one trial may take once loaded. Default: 600.", metavar="SECONDS"
+    ),
     "save": option(
         bool, "Keep the result, for later estimates on this device. Default: no.", "--save"
     ),

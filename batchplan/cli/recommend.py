@@ -63,7 +63,20 @@ _GOAL = {
         "Where it fits, also show what would make the best plan faster or smaller.",
         "--rescues",
     ),
-    "limit": option(int, "Plans to show. Default: 5.", metavar="N"),
+    "limit": option(int, "Plans to show. Default: 5, or 10 with --gpu any.", metavar="N"),
+    "probe": option(
+        bool,
+        "With --gpu local: train with the best plan, and leave out what does not hold.",
+        "--probe",
+    ),
+}
+_GPU = {
+    "gpu": option(
+        str,
+        "GPU: a catalog name (a100-80gb), a memory size with unit (24GiB), local, or any to "
+        "compare the catalog's. Required.",
+        metavar="NAME|SIZE|any",
+    )
 }
 _AXES = {
     "sharding": option(
@@ -101,7 +114,7 @@ _SEARCHED = {
 
 @takes(
     _GOAL,
-    SUBJECT,
+    {**SUBJECT, **_GPU},
     DATA,
     worded(BATCH, **_SEARCHED),
     worded(RECIPE, **_SEARCHED) | _AXES,
@@ -120,11 +133,12 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     verbose = options.pop("verbose")
     refuse_json(output)
     refuse_unwritable(output)
+    probe = options.pop("probe")
     given = {name: value for name, value in options.items() if value is not None}
-    if given.get("gpu") == ANY_GPU:
+    if given.get("gpu") == ANY_GPU and not probe:
         return _compare(model, given, output, as_json=as_json, quiet=quiet)
     with Progress(quiet=quiet) as progress:
-        answer = answer_recommend(model, on_progress=progress, **given)
+        answer = answer_recommend(model, probe=probe, on_progress=progress, **given)
     document = answer.to_dict()
     warn(document["caveats"], quiet=quiet)
     if output is not None:
@@ -146,8 +160,10 @@ def _compare(
     from batchplan.cli.output import Progress, deliver, warn
     from batchplan.errors import SpecError
 
-    if model is None or output is not None:
-        raise SpecError("--gpu any compares devices for a MODEL, and writes no config: no -o.")
+    if model is None:
+        raise SpecError("--gpu any needs a MODEL: what it takes on each device is compared.")
+    if output is not None:
+        raise SpecError("--gpu any writes no config: leave out -o, or name one GPU.")
     with Progress(quiet=quiet) as progress:
         answer = compare(model, on_progress=progress, **given)
     document = answer.to_dict()

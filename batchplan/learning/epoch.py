@@ -21,9 +21,9 @@ def count_steps(*, data_tokens: int, tokens_per_step: float) -> int:
     return math.ceil(data_tokens / tokens_per_step)
 
 
-def few_steps(*, data_tokens: int, tokens_per_step: float) -> Iterator[Caveat]:
+def few_steps(*, steps: int, data_tokens: int) -> Iterator[Caveat]:
     """Yield a warning when one pass has fewer than ``FEWEST_STEPS`` optimizer steps."""
-    if count_steps(data_tokens=data_tokens, tokens_per_step=tokens_per_step) < FEWEST_STEPS:
+    if steps < FEWEST_STEPS:
         most = data_tokens // FEWEST_STEPS
         remedy = f"A batch of {format_count(most)} tokens makes {FEWEST_STEPS}." if most else ""
         yield Caveat(
@@ -41,7 +41,7 @@ def within_epoch(rate: LearningRate, *, data_tokens: int, tokens_per_step: float
     if rate.steps_per_epoch is not None:
         return rate
     steps = count_steps(data_tokens=data_tokens, tokens_per_step=tokens_per_step)
-    caveats = [*rate.caveats, *few_steps(data_tokens=data_tokens, tokens_per_step=tokens_per_step)]
+    caveats = [*rate.caveats, *few_steps(steps=steps, data_tokens=data_tokens)]
     warmup, longest = rate.warmup_steps, max(1, steps // WARMUP_SHARE)
     if warmup is not None and warmup > longest:
         caveats.append(

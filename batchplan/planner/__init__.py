@@ -5,12 +5,13 @@ from batchplan.planner.candidates import MICRO_BATCH_CAP, Layout, SearchSpace
 from batchplan.planner.plan import Answer, Plan, Rescue
 from batchplan.planner.pricing import Pricer, ProfilePricer, ProfileSource, StatesPricer
 from batchplan.planner.ranking import Aim, Candidate, scores
-from batchplan.planner.rescue import savings, speedups
+from batchplan.planner.rescue import MOST_TRACES, savings, speedups
 from batchplan.planner.search import DEFAULT_LIMIT, search, shortlist
 
 __all__ = [
     "DEFAULT_LIMIT",
     "MICRO_BATCH_CAP",
+    "MOST_TRACES",
     "Aim",
     "Answer",
     "Candidate",

@@ -48,7 +48,9 @@ class Question:
     base_batch: float | None = None
     base_batch_tokens: float | None = None
     data_tokens: int | None = None
-    """Tokens of the data set; None where that is not known."""
+    """Tokens of the data set, padding included; None where that is not known."""
+    fill: float = 1.0
+    """Share of all tokens that is no padding: what published batches count."""
     assumes_nodes: bool = False
     """Whether the number of nodes follows from the devices; nobody gave it."""
     assumes_inter_node: bool = False
@@ -85,7 +87,13 @@ def assemble(
         learning_rate=_learning_rate(question, recipe, batch),
         peak_bytes_without_accumulation=_unaccumulated_peak(pricer, layout, batch, memory),
         peak=explain_peak(
-            pricer, recipe, batch, cluster, memory, checkpointings=question.checkpointings
+            pricer,
+            recipe,
+            batch,
+            cluster,
+            memory,
+            checkpointings=question.checkpointings,
+            has_target=question.goal.is_set,
         ),
         caveats=(
             *_target_caveats(question.goal, batch, off, target),
@@ -192,11 +200,12 @@ def _accumulation_caveats(recipe: Recipe, batch: Batch, target: int | None) -> I
 def _smaller_batch(question: Question, recipe: Recipe, batch: Batch) -> Iterator[Caveat]:
     if not question.goal.is_set:
         return  # Nobody asked for a batch this large; K = 1 has its own reason.
+    data_tokens = question.data_tokens
     note = smaller_batch_note(
-        global_batch_tokens=batch.global_batch_tokens,
+        global_batch_tokens=round(batch.global_batch_tokens * question.fill),
         method=recipe.method,
         num_params=question.pricer.num_params(recipe=recipe, seq_len=batch.seq_len),
-        data_tokens=question.data_tokens,
+        data_tokens=None if data_tokens is None else round(data_tokens * question.fill),
         accum_steps=batch.accum_steps,
         num_ranks=batch.num_ranks,
     )

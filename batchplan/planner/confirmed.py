@@ -9,9 +9,11 @@ from batchplan.planner.assemble import Question, assemble
 from batchplan.planner.candidates import Layout, SearchSpace
 from batchplan.planner.plan import Plan
 from batchplan.planner.ranking import Aim, Candidate, best, pareto_front
-from batchplan.spec import Batch
+from batchplan.spec import Batch, Objective
 
 MOST_ON_FRONT = 12
+MOST_PLAYED = 32
+"""Peaks that are played to find the least one; of very many layouts, the rest is left out."""
 
 
 def best_plans(
@@ -26,6 +28,7 @@ def best_plans(
     Candidates within tolerance alone count; without any, those nearest the target.
     """
     remaining = list(candidates)
+    played: list[Candidate] = []
     num_plans = 0
     while remaining and num_plans < limit:
         within = [each for each in remaining if abs(each.deviation) <= question.goal.tolerance]
@@ -42,6 +45,16 @@ def best_plans(
                 reach = _reach(question, space, first, memory)
                 within = [each for each in within if not _is_beyond(each, first, reach)]
                 remaining = [each for each in remaining if not _is_beyond(each, first, reach)]
+                continue
+            if aim.objective is Objective.MEMORY and memory.peak_bytes != first.peak_bytes:
+                # The quick price is a lower bound, so what is still first with its real peak is.
+                known = first._replace(peak_bytes=memory.peak_bytes)
+                within = [known if each is first else each for each in within]
+                remaining = [known if each is first else each for each in remaining]
+                played.append(known)
+                if len(played) >= max(MOST_PLAYED, 2 * limit):
+                    within = [each for each in within if each in played]
+                    remaining = within
                 continue
             yield _plan(question, space, first, memory)
             num_plans += 1

@@ -104,6 +104,7 @@ def explain_peak(
     memory: Estimate,
     *,
     checkpointings: tuple[Checkpointing, ...] = (),
+    has_target: bool = False,
 ) -> PeakExplanation | None:
     """Return what binds in ``memory`` and what would move it, by quick prices alone.
 
@@ -114,6 +115,7 @@ def explain_peak(
         cluster: as priced in ``memory``.
         memory: the bill to explain.
         checkpointings: those whose profiles are at hand, so that asking costs no trace.
+        has_target: whether K is there to reach a target, so that K = 1 is no choice.
 
     None where activations are not counted: then there is one instant only.
     Leaves out: what needs another trace (sequence length, loss, attention); see ``rescues``.
@@ -127,6 +129,8 @@ def explain_peak(
     now = peak_bytes(recipe, batch)
     found: dict[int, Mover] = {}
     for text, change, other_recipe, other_batch in _nudged(recipe, batch, checkpointings):
+        if has_target and other_batch.accum_steps != batch.accum_steps:
+            continue
         saved = now - peak_bytes(other_recipe, other_batch)
         if saved > MATTERS * now:
             told = f"{text} ({flags(change)})"

@@ -57,6 +57,7 @@ class Semantics(StrEnum):
     SAME = "same"
     ROUNDING = "same within rounding"
     OPTIMIZER = "different optimizer"
+    BASE = "frozen weights in other bits"
     SHORTER = "shorter context"
     FEWER = "fewer parameters"
 

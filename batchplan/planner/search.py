@@ -6,7 +6,7 @@ multiplications. Whatever is shown is priced again exactly as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from batchplan.planner.confirmed import batch_of, best_plans, front_plans
 from batchplan.planner.plan import Answer, Plan
 from batchplan.planner.ranking import Aim, Candidate, best
 from batchplan.planner.rescue import ladder, rescues
-from batchplan.spec import Batch, Caveat, Recipe
+from batchplan.spec import Batch, Caveat, Objective, Recipe
 from batchplan.units import format_seconds
 
 DEFAULT_LIMIT = 5
@@ -58,7 +58,8 @@ def search(
             ranked.
     """
     aim = aim or Aim()
-    weighed = _weigh_all(question, recipe, space, aim)
+    confirms = partial(_is_confirmed, question, space, aim)
+    weighed = _weigh_all(question, recipe, space, aim, is_enough=confirms)
     searched = sum(one.num_priced for one in weighed)
     caveats = tuple(search_caveats(question=question, recipe=recipe))
     candidates = [each for one in weighed for each in one.fitting]
@@ -94,7 +95,7 @@ def shortlist(
     Raises:
         SpecError: as ``search``.
     """
-    weighed = _weigh_all(question, recipe, space, aim)
+    weighed = _weigh_all(question, recipe, space, aim, is_enough=bool)
     candidates = [each for one in weighed for each in one.fitting]
     within = [each for each in candidates if abs(each.deviation) <= question.goal.tolerance]
     return best(within or candidates, aim) if candidates else None
@@ -109,23 +110,48 @@ class Weighed:
     num_priced: int
 
 
-def _weigh_all(question: Question, recipe: Recipe, space: SearchSpace, aim: Aim) -> list[Weighed]:
+def _weigh_all(
+    question: Question,
+    recipe: Recipe,
+    space: SearchSpace,
+    aim: Aim,
+    *,
+    is_enough: Callable[[list[Candidate]], bool],
+) -> list[Weighed]:
+    """Weigh every layout, fewest devices first.
+
+    With ``stop_at_first_fit`` it ends where ``is_enough`` holds of the candidates on so many
+    devices that are within tolerance and meet the deadline.
+    """
     aim.check(knows_rates=bool(question.gpu.bf16_tflops) and question.pricer.counts_activations)
     target = check_target(goal=question.goal, space=space)
     weighed: list[Weighed] = []
     for cluster in clusters(space):
-        for layout in layouts(recipe=recipe, space=space, cluster=cluster):
-            weighed.append(_weigh(question, space, layout, target))
-        if space.stop_at_first_fit and any(
-            abs(each.deviation) <= question.goal.tolerance
-            and not aim.seconds_late(each.seconds_per_token, each.micro_batch)
-            for one in weighed
-            for each in one.fitting
+        found = [
+            _weigh(question, space, layout, target)
+            for layout in layouts(recipe=recipe, space=space, cluster=cluster)
+        ]
+        weighed += found
+        if space.stop_at_first_fit and is_enough(
+            [
+                each
+                for one in found
+                for each in one.fitting
+                if abs(each.deviation) <= question.goal.tolerance
+                and not aim.seconds_late(each.seconds_per_token, each.micro_batch)
+            ]
         ):
             break
     if not weighed:
         raise SpecError(_no_layout_message(space))
     return weighed
+
+
+def _is_confirmed(
+    question: Question, space: SearchSpace, aim: Aim, candidates: list[Candidate]
+) -> bool:
+    """Return whether any candidate holds once its memory was played."""
+    return any(True for _ in best_plans(question, space, candidates, aim, 1))
 
 
 def _weigh(question: Question, space: SearchSpace, layout: Layout, target: int | None) -> Weighed:
@@ -172,12 +198,19 @@ def _weigh(question: Question, space: SearchSpace, layout: Layout, target: int |
 def _late(aim: Aim, best_plan: Plan) -> Iterator[Caveat]:
     rate = best_plan.tokens_per_second
     late = aim.seconds_late(None if rate is None else 1 / rate, best_plan.batch.micro_batch)
-    if late:
-        yield Caveat(
-            code="deadline-missed",
-            text=f"No plan that fits meets the deadline; the fastest is {format_seconds(late)} "
-            "late. More or faster devices would help.",
+    if not late:
+        return
+    if aim.objective is Objective.TIME:
+        text = (
+            f"No plan that fits and is within tolerance meets the deadline; the fastest is "
+            f"{format_seconds(late)} late."
         )
+    else:
+        text = (
+            f"The best plan by {aim.objective} is {format_seconds(late)} late; --optimize time "
+            "puts the deadline first."
+        )
+    yield Caveat(code="deadline-missed", text=text)
 
 
 def _closest(question: Question, space: SearchSpace, tried: Sequence[Layout]) -> Plan:

@@ -1,1 +1,1 @@
-"""Probe: really train for a few steps, in child processes, until the largest micro-batch is known."""
+"""Probe: really train a few steps, in child processes, until the largest micro-batch is known."""

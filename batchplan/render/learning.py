@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from batchplan.render.catalog import print_run_table
 from batchplan.render.page import Page
-from batchplan.units import format_count
+from batchplan.units import format_beta, format_count
 
 _FITTED = {True: "yes", False: "no", None: "?"}
 
@@ -123,7 +123,7 @@ def _goes_with(advice: Mapping[str, Any]) -> Iterable[str]:
     half_life, steps = advice["half_life_tokens"], advice["steps_per_epoch"]
     if advice["beta2"] is not None:
         lasts = "" if half_life is None else f" (half-life {format_count(round(half_life))} tokens)"
-        yield f"beta2 {advice['beta2']:.4g}{lasts}"
+        yield f"beta2 {format_beta(advice['beta2'])}{lasts}"
     of_all = "" if steps is None else f" of {steps:,} in one epoch"
     if advice["warmup_steps"] is not None:
         yield f"warm up over {advice['warmup_steps']:,} steps{of_all}"

@@ -12,7 +12,7 @@ from batchplan.render.lengths import print_data
 from batchplan.render.page import Page
 from batchplan.units import GIB, format_bytes, format_count, format_seconds
 
-_WIDE = 110
+_WIDE, _NARROW = 110, 80
 
 
 def print_recommendation(
@@ -38,8 +38,6 @@ def print_recommendation(
         _print_best(page, document, explain=explain, verbose=verbose)
         _print_changes(page, "What would make the best plan faster", document["speedups"])
         _print_changes(page, "What would make the best plan smaller", document["savings"])
-        _print_changes(page, "What would make the best plan smaller", document["savings"])
-        _print_changes(page, "What would make the best plan faster", document["speedups"])
     else:
         _print_miss(page, document, explain=explain, verbose=verbose)
     print_data(page, document)
@@ -51,41 +49,63 @@ def print_recommendation(
 
 
 def print_plans(page: Page, plans: Iterable[Mapping[str, Any]]) -> None:
-    """Print one row a plan; the wide form adds what the narrow one has no room for."""
-    wide = page.width >= _WIDE
+    """Print one row a plan: a wide page has longer words, a narrow one fewer columns."""
+    rows = list(plans)
+    wide, narrow = page.width >= _WIDE, page.width < _NARROW
+    differs = len({plan["recipe"]["attention"] for plan in rows}) > 1
+    heading = "b×K×N" if narrow else "b × K × N"
     columns = [
         ("#", "right"),
-        ("b × K × N", "left"),
+        (heading, "left"),
         ("sharding", "left"),
         ("ckpt", "left"),
-        ("peak GiB", "right") if wide else ("GiB", "right"),
-        ("headroom GiB", "right") if wide else ("free", "right"),
-        ("tokens a step", "right") if wide else ("tokens", "right"),
-        ("deviation", "right") if wide else ("off", "right"),
-        ("tokens/s", "right") if wide else ("tok/s", "right"),
-        ("step time", "right") if wide else ("step", "right"),
+        *([("attention" if wide else "attn", "left")] if differs else []),
+        ("peak GiB" if wide else "GiB", "right"),
+        *([] if narrow else _MIDDLE[wide]),
+        ("tokens/s" if wide else "tok/s", "right"),
+        ("step time" if wide else "step", "right"),
     ]
-    page.table(columns, [_row(plan, wide=wide) for plan in plans])
-    page.line("b × K × N: micro-batch × accumulation steps × devices.", style="dim")
+    page.table(columns, [_row(plan, wide=wide, narrow=narrow, differs=differs) for plan in rows])
+    page.line(f"{heading}: micro-batch × accumulation steps × devices.", style="dim")
 
 
-def _row(plan: Mapping[str, Any], *, wide: bool) -> list[str]:
+_MIDDLE = {
+    True: [("headroom GiB", "right"), ("tokens a step", "right"), ("deviation", "right")],
+    False: [("free", "right"), ("tokens", "right"), ("off", "right")],
+}
+"""Columns that a narrow page leaves out, by whether it is a wide one."""
+
+
+def _row(plan: Mapping[str, Any], *, wide: bool, narrow: bool, differs: bool) -> list[str]:
+    """Return the cells of one plan; ``differs`` shows its attention."""
     sharding = plan["sharding"]
     if plan["offload"] != "none":
         sharding += f" + offload {plan['offload']}" if wide else f"+{plan['offload'][:3]}"
-    time, rate = plan["step_seconds"], plan["tokens_per_second"]
+    time, rate, tokens = (
+        plan[name] for name in ("step_seconds", "tokens_per_second", "global_batch_tokens")
+    )
+    middle = [
+        f"{plan['headroom_bytes'] / GIB:,.2f}",
+        f"{tokens:,}" if wide else format_count(tokens),
+        f"{plan['target_deviation']:+.1%}" if plan["target_deviation"] else "0%",
+    ]
     return [
         str(plan.get("rank", "")),
-        split(plan),
+        split(plan).replace(" ", "") if narrow else split(plan),
         sharding,
         plan["checkpointing"],
+        *([plan["recipe"]["attention"]] if differs else []),
         f"{plan['memory']['peak_bytes'] / GIB:,.2f}",
-        f"{plan['headroom_bytes'] / GIB:,.2f}",
-        f"{plan['global_batch_tokens']:,}" if wide else format_count(plan["global_batch_tokens"]),
-        f"{plan['target_deviation']:+.1%}" if plan["target_deviation"] else "0%",
+        *([] if narrow else middle),
         "?" if rate is None else format_count(round(rate)),
         "?" if time is None else format_seconds(time["mid"]),
     ]
+
+
+def _layout(plan: Mapping[str, Any]) -> str:
+    """Return how a plan is laid out, in words; what is off goes without saying."""
+    also = [f"{name} {plan[name]}" for name in ("checkpointing", "offload") if plan[name] != "none"]
+    return ", ".join([split(plan), plan["sharding"], *also])
 
 
 def _print_target(page: Page, document: Mapping[str, Any]) -> None:
@@ -104,7 +124,7 @@ def _print_target(page: Page, document: Mapping[str, Any]) -> None:
 
 def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool, verbose: bool) -> None:
     best = document["plans"][0]
-    page.title(f"Best plan: {split(best)}, {best['sharding']}")
+    page.title(f"Best plan: {_layout(best)}")
     page.line(
         f"{sequences(best['global_batch_size'])} = {best['global_batch_tokens']:,} tokens a step"
     )
@@ -192,8 +212,7 @@ def _print_miss(page: Page, document: Mapping[str, Any], *, explain: bool, verbo
     page.title(f"Nothing fits ({document['searched']:,} priced)")
     if closest is not None:
         page.line(
-            f"Closest: {split(closest)}, {closest['sharding']}, checkpointing "
-            f"{closest['checkpointing']} needs {format_bytes(closest['memory']['peak_bytes'])}, "
+            f"Closest: {_layout(closest)} needs {format_bytes(closest['memory']['peak_bytes'])}, "
             f"{format_bytes(-closest['headroom_bytes'])} more than "
             f"{format_bytes(document['device']['usable_bytes'])}."
         )

@@ -32,7 +32,9 @@ class Job:
     stem: str = "plan"
     """File name without suffix; files beside it start with it."""
     epoch_steps: int | None = None
-    """Optimizer steps of the one epoch that is wanted; None leaves the length to the trainer."""
+    """Optimizer steps of one epoch; None leaves the length to the trainer."""
+    epochs: float = 1
+    """Passes over the data that are wanted, where the steps of one are known."""
 
 
 _EMITTERS = {"hf-trainer": "batchplan.trainers.hf_trainer"}

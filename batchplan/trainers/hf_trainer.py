@@ -26,6 +26,7 @@ from batchplan.trainers.hf_comments import how_to_run
 from batchplan.trainers.realise import FSDP, ZERO
 from batchplan.trainers.summary import summary
 from batchplan.trainers.yaml_text import Setting, to_yaml
+from batchplan.units import format_beta
 
 # Source: transformers.training_args.OptimizerNames.
 _OPTIM: dict[object, str] = {
@@ -75,7 +76,9 @@ def _settings(job: Job, deepspeed: str | None) -> Iterator[Setting]:
         yield Setting("average_tokens_across_devices", True, why)  # noqa: FBT003
     rate = _rounded(plan.learning_rate.value)
     if job.epoch_steps is not None:
-        yield Setting("num_train_epochs", 1, f"{job.epoch_steps:,} optimizer steps")
+        number = int(job.epochs) if job.epochs == int(job.epochs) else job.epochs
+        each = "" if number == 1 else " each"
+        yield Setting("num_train_epochs", number, f"{job.epoch_steps:,} optimizer steps{each}")
     yield Setting("learning_rate", rate, f"{plan.learning_rate.rule} rule")
     yield Setting("lr_scheduler_type", "cosine")
     if plan.learning_rate.warmup_steps is not None:
@@ -101,8 +104,8 @@ def _optimizer(job: Job, *, in_deepspeed: bool) -> Iterator[Setting]:
     if recipe.optimizer is Optimizer.SGD_MOMENTUM:
         yield Setting("optim_args", "momentum=0.9")
     beta2 = job.plan.learning_rate.beta2
-    if beta2 is not None:
-        yield Setting("adam_beta2", _rounded(beta2), "half-life in tokens kept")
+    if beta2 is not None and beta2 < 1:  # torch refuses 1, which tiny batches may come to
+        yield Setting("adam_beta2", float(format_beta(beta2)), "half-life in tokens kept")
 
 
 def _autocast(recipe: Recipe) -> tuple[bool, bool]:

@@ -297,8 +297,15 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         knob="method",
+        text="4-bit weights under the adapters",
+        apply=stronger("method", Method.QLORA, (Method.LORA, Method.QLORA)),
+        semantics=Semantics.BASE,
+        needs_activations=True,
+    ),
+    Change(
+        knob="method",
         text="train LoRA adapters over 4-bit weights",
-        apply=stronger("method", Method.QLORA, tuple(Method)),
+        apply=stronger("method", Method.QLORA, (Method.FULL, Method.QLORA)),
         semantics=Semantics.FEWER,
         needs_activations=True,
     ),

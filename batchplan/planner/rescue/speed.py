@@ -113,6 +113,7 @@ SPEEDUPS: tuple[Change, ...] = (
         knob="method",
         text="keep the base in 16 bits",
         apply=stronger("method", Method.LORA, (Method.QLORA, Method.LORA)),
+        semantics=Semantics.BASE,
         reaches=passes,
     ),
     Change(knob="devices", text="twice the devices", apply=multiply_devices(2)),
