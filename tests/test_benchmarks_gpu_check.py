@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import pytest
 
 from batchplan.errors import ProbeError, SpecError
-from batchplan.probe.politeness import State
-from batchplan.probe.trial import Device, Outcome, RankPeaks, Trial
+from batchplan.prober.politeness import State
+from batchplan.prober.trial import Device, Outcome, RankPeaks, Trial
 from batchplan.sources import find_gpu, resolve_model
 from batchplan.units import GIB
 from benchmarks.gpu_check.__main__ import main

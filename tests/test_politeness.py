@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from batchplan.errors import ProbeError, SpecError
-from batchplan.probe.politeness import look, room
-from batchplan.probe.trial import Device
+from batchplan.prober.politeness import look, room
+from batchplan.prober.trial import Device
 from batchplan.sources.local_amd import AmdCard, amd_cards
 from batchplan.units import GIB, MIB
 
@@ -74,7 +74,7 @@ GAMER = {"name": "NVIDIA GeForce RTX 4090", "total": 24564, "used": 1500}
 @pytest.fixture(autouse=True)
 def _only_the_fakes(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("batchplan.probe.politeness.amd_cards", tuple)
+    monkeypatch.setattr("batchplan.prober.politeness.amd_cards", tuple)
 
 
 def cuda(*devices, **asked):
@@ -200,7 +200,7 @@ def test_amd_cards_are_read_from_the_drivers_files(tmp_path, monkeypatch):
 
 def test_an_amd_card_stands_in_where_nvidia_has_none(monkeypatch):
     card = AmdCard(name="MI", total_bytes=64 * GIB, used_bytes=GIB, drives_display=False)
-    monkeypatch.setattr("batchplan.probe.politeness.amd_cards", lambda: (card,))
+    monkeypatch.setattr("batchplan.prober.politeness.amd_cards", lambda: (card,))
     state = look(Device.CUDA, nvml=FakeNvml(fails=True))
     assert (state.gpu.name, room(state, None), state.is_ours) == ("MI", 63 * GIB, True)
     assert cuda(IDLE).gpu.name == "NVIDIA A100-SXM4-80GB"

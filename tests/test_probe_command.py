@@ -19,9 +19,9 @@ from batchplan.api import probe
 from batchplan.cli.main import run
 from batchplan.errors import ProbeError, SpecError
 from batchplan.memory.device import COMMUNICATOR_BYTES
-from batchplan.probe.measurement import load_all
-from batchplan.probe.politeness import Process, State, without_cuda
-from batchplan.probe.trial import Device, Job, Outcome, RankPeaks, Trial
+from batchplan.prober.measurement import load_all
+from batchplan.prober.politeness import Process, State, without_cuda
+from batchplan.prober.trial import Device, Job, Outcome, RankPeaks, Trial
 from batchplan.render.probe import print_probe
 from batchplan.sources import find_gpu
 from batchplan.units import GIB, MIB
@@ -548,3 +548,11 @@ def test_the_command_says_when_nothing_fits(tiny):
     done = on_this_cpu(tiny, "--memory-limit", "8MiB", "--seq-len", "256")
     assert (done.returncode, done.stderr) == (3, "")
     assert "Nothing fits: micro-batch 1 does not." in done.stdout
+
+
+def test_the_function_is_not_hidden_by_a_package_of_its_name():
+    script = "import batchplan.prober.trial\nfrom batchplan import probe\nprint(callable(probe))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "True"

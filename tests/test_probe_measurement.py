@@ -17,12 +17,12 @@ from batchplan.errors import ProbeError
 from batchplan.memory import QuickPrice, confirm, prepare, price
 from batchplan.memory.device import ALLOCATED_ERROR, IN_USE_ERROR, LIBRARIES_SOURCE
 from batchplan.memory.run import Played
-from batchplan.probe import overheads as teaching
-from batchplan.probe.comparison import Compared
-from batchplan.probe.measurement import Measurement, load_all, measurement, save
-from batchplan.probe.overheads import error_percent, overheads, taught, teach
-from batchplan.probe.search import PROVEN, Found
-from batchplan.probe.trial import Device, Job, Outcome, RankPeaks, Trial
+from batchplan.prober import overheads as teaching
+from batchplan.prober.comparison import Compared
+from batchplan.prober.measurement import Measurement, load_all, measurement, save
+from batchplan.prober.overheads import error_percent, overheads, taught, teach
+from batchplan.prober.search import PROVEN, Found
+from batchplan.prober.trial import Device, Job, Outcome, RankPeaks, Trial
 from batchplan.sources.gpus import find_gpu
 from batchplan.spec import Batch, Cluster, Gpu, Recipe
 from batchplan.units import GIB, MIB

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchplan.errors import SpecError
-from batchplan.probe.search import CAP_REACHED, INCONCLUSIVE, PROVEN, Found, find_largest
-from batchplan.probe.trial import Outcome, RankPeaks, Trial
+from batchplan.prober.search import CAP_REACHED, INCONCLUSIVE, PROVEN, Found, find_largest
+from batchplan.prober.trial import Outcome, RankPeaks, Trial
 from batchplan.units import GIB
 from benchmarks.accuracy.report import table
 from benchmarks.probe import report

@@ -18,11 +18,11 @@ from batchplan.api.documents import (
 )
 from batchplan.api.recipes import numerics_words
 from batchplan.memory import Estimate
-from batchplan.probe.comparison import Compared, compare, steady_seconds
-from batchplan.probe.expectation import Intent
-from batchplan.probe.politeness import State
-from batchplan.probe.search import Found
-from batchplan.probe.trial import Trial
+from batchplan.prober.comparison import Compared, compare, steady_seconds
+from batchplan.prober.expectation import Intent
+from batchplan.prober.politeness import State
+from batchplan.prober.search import Found
+from batchplan.prober.trial import Trial
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo, Recipe
 
 _SETTLED = ("tight-fit", "allocator-at-limit")

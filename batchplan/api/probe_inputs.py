@@ -16,10 +16,10 @@ from batchplan.api.request import Request, resolve
 from batchplan.errors import SpecError
 from batchplan.planner import ProfilePricer
 from batchplan.planner.hardware import check_attention
-from batchplan.probe.expectation import Expectation
-from batchplan.probe.politeness import State, look, room
-from batchplan.probe.request import probe_request
-from batchplan.probe.trial import Device, Job
+from batchplan.prober.expectation import Expectation
+from batchplan.prober.politeness import State, look, room
+from batchplan.prober.request import probe_request
+from batchplan.prober.trial import Device, Job
 from batchplan.spec import MAX_MICRO_BATCH, Batch, Cluster
 
 AUTO = "auto"

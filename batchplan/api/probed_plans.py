@@ -10,9 +10,9 @@ from batchplan.api.profiles import OnProgress
 from batchplan.api.request import Request
 from batchplan.errors import ProbeError, SpecError
 from batchplan.planner.plan import Answer, Plan
-from batchplan.probe.politeness import State, look, room
-from batchplan.probe.runner import Trials
-from batchplan.probe.trial import Device, Job, Outcome, Trial
+from batchplan.prober.politeness import State, look, room
+from batchplan.prober.runner import Trials
+from batchplan.prober.trial import Device, Job, Outcome, Trial
 from batchplan.spec import Caveat
 from batchplan.units import format_bytes
 

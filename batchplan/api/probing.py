@@ -10,12 +10,12 @@ from batchplan.api.fields import SharedFields
 from batchplan.api.probe_answer import ProbeAnswer
 from batchplan.api.probe_inputs import AUTO, DEFAULT_TIMEOUT_SECONDS, Asked, ask
 from batchplan.api.profiles import OnProgress, Profiles
-from batchplan.probe.expectation import Expectation, Intent, intend
-from batchplan.probe.measurement import measurement
-from batchplan.probe.measurement import save as save_measurement
-from batchplan.probe.runner import Trials
-from batchplan.probe.search import Found, find_largest
-from batchplan.probe.trial import Device, Job, Trial
+from batchplan.prober.expectation import Expectation, Intent, intend
+from batchplan.prober.measurement import measurement
+from batchplan.prober.measurement import save as save_measurement
+from batchplan.prober.runner import Trials
+from batchplan.prober.search import Found, find_largest
+from batchplan.prober.trial import Device, Job, Trial
 from batchplan.spec import Caveat
 from batchplan.units import format_bytes, format_seconds
 

@@ -164,11 +164,11 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
 
 def _as_measured(gpu: Gpu) -> tuple[Gpu, tuple[Caveat, ...]]:
     """Return the device with the overheads that probes measured on it, and what to say of that."""
-    from batchplan.probe.places import has_measurements
+    from batchplan.prober.places import has_measurements
 
     if not has_measurements():
         return gpu, ()
-    from batchplan.probe.overheads import taught
+    from batchplan.prober.overheads import taught
 
     return taught(gpu)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from batchplan.api.probe_inputs import ask
 from batchplan.api.profiles import Profiles
-from batchplan.probe.comparison import Compared, compare, steady_seconds
-from batchplan.probe.runner import Trials
-from batchplan.probe.trial import Outcome
+from batchplan.prober.comparison import Compared, compare, steady_seconds
+from batchplan.prober.runner import Trials
+from batchplan.prober.trial import Outcome
 from benchmarks.gpu_check.grid import Case
 
 TOO_LARGE = "too large"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from batchplan.probe.trial import Outcome
+from batchplan.prober.trial import Outcome
 from batchplan.units import format_bytes, format_seconds
 from benchmarks.accuracy.report import percent, table
 from benchmarks.accuracy.statistics import relative_error, summarise

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batchplan.probe.trial import Outcome, RankPeaks, Trial
+from batchplan.prober.trial import Outcome, RankPeaks, Trial
 from batchplan.units import GIB, MIB
 
 SEED = 20261122

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
 
-from batchplan.probe.search import find_largest
-from batchplan.probe.trial import Outcome, Trial
+from batchplan.prober.search import find_largest
+from batchplan.prober.trial import Outcome, Trial
 from benchmarks.probe.curves import CAP, Curve
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchplan.errors import ProbeError, SpecError
-from batchplan.probe.trial import Device
+from batchplan.prober.trial import Device
 from batchplan.sources.gpus import gpu_of_size
 from batchplan.sources.local_amd import AmdCard, amd_cards
 from batchplan.sources.local_gpu import read_gpu, visible_gpus

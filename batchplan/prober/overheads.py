@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from batchplan.memory.device import ALLOCATED_ERROR, RESERVED_ERROR
-from batchplan.probe.curve import is_pressed
-from batchplan.probe.measurement import Measurement, contributed, load_all
-from batchplan.probe.trial import Device
+from batchplan.prober.curve import is_pressed
+from batchplan.prober.measurement import Measurement, contributed, load_all
+from batchplan.prober.trial import Device
 from batchplan.sources.gpus import match_row
 from batchplan.spec import Caveat, Gpu
 from batchplan.units import format_bytes

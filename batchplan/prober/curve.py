@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from batchplan.probe.trial import Trial
+from batchplan.prober.trial import Trial
 
 SLOPE_WEIGHT = 0.02
 """Of the room: the change of memory that speaks as loud for the estimate's slope as a measured

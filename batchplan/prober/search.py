@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from batchplan.errors import SpecError
-from batchplan.probe.curve import Curve, held_bytes, is_pressed
-from batchplan.probe.trial import Outcome, Trial
+from batchplan.prober.curve import Curve, held_bytes, is_pressed
+from batchplan.prober.trial import Outcome, Trial
 from batchplan.spec import Caveat
 from batchplan.units import format_bytes
 

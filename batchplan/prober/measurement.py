@@ -22,10 +22,10 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from batchplan.errors import ProbeError
-from batchplan.probe.comparison import Compared
-from batchplan.probe.places import contributed_dir, data_dir, measurement_files
-from batchplan.probe.search import INCONCLUSIVE, Found
-from batchplan.probe.trial import Device, Job, Trial
+from batchplan.prober.comparison import Compared
+from batchplan.prober.places import contributed_dir, data_dir, measurement_files
+from batchplan.prober.search import INCONCLUSIVE, Found
+from batchplan.prober.trial import Device, Job, Trial
 from batchplan.spec import Batch, Caveat, Recipe
 
 SCHEMA_VERSION: Final = 1

@@ -8,8 +8,8 @@ from batchplan.memory import Estimate
 from batchplan.memory.device import communicator_bytes, overhead_bytes
 from batchplan.planner import ProfilePricer
 from batchplan.planner.confirmed import largest_that
-from batchplan.probe.search import find_largest
-from batchplan.probe.trial import Device, Outcome, RankPeaks, Trial
+from batchplan.prober.search import find_largest
+from batchplan.prober.trial import Device, Outcome, RankPeaks, Trial
 from batchplan.spec import Batch, Cluster, Gpu, Recipe
 
 STARTUP_SECONDS = 15.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from batchplan.memory import Estimate
-from batchplan.probe.trial import RankPeaks, Trial
+from batchplan.prober.trial import RankPeaks, Trial
 
 _OVERHEADS = ("CUDA context", "libraries", "communicator")
 
