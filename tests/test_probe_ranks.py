@@ -49,17 +49,14 @@ def test_two_ranks_hold_halves_and_one_alone_holds_as_much(temporary):
     assert left_behind(temporary) == ([], [])
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "zero3"])
-def test_other_engines_train_too(sharding, temporary):
-    if sharding == "zero3" and find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    numerics = "fp32" if sharding == "ddp" else "bf16-master"
-    trial = tried({"numerics": numerics, "sharding": sharding, "optimizer_impl": "for-loop"})
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_trains_too(temporary):
+    recipe = {"numerics": "bf16-master", "sharding": "zero3", "optimizer_impl": "for-loop"}
+    trial = tried(recipe)
     assert trial.outcome is Outcome.FITS, trial.text
     assert len(trial.ranks) == 2
-    # DDP holds all 16 bytes on each rank; ZeRO-3 half of them, the fp32 sums aside.
-    least = 16 * MATRICES if sharding == "ddp" else 8 * MATRICES
-    assert trial.allocated_peak_bytes >= least
+    # Half of 16 bytes a parameter, the fp32 sums aside.
+    assert trial.allocated_peak_bytes >= 8 * MATRICES
     assert left_behind(temporary) == ([], [])
 
 
@@ -75,7 +72,6 @@ def test_all_ranks_out_of_memory_is_an_answer(temporary):
     [
         (unruly.TOO_LARGE, Outcome.OUT_OF_MEMORY),
         (unruly.KILLED, Outcome.OUT_OF_MEMORY),
-        (unruly.RAISES, Outcome.CRASHED),
     ],
 )
 def test_one_failing_rank_holds_up_nobody(case, outcome, tmp_path, temporary):
