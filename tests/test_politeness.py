@@ -34,6 +34,9 @@ class FakeNvml:
     def nvmlShutdown(self):
         self.is_open = False
 
+    def nvmlSystemGetDriverVersion(self):
+        return b"570.86.15"
+
     def nvmlDeviceGetCount(self):
         return len(self.devices)
 
@@ -236,3 +239,7 @@ def test_where_nobody_tells_what_is_free_the_limit_counts(tmp_path):
         assert room(state, 3 * GIB) == 3 * GIB
         with pytest.raises(SpecError, match="--memory-limit SIZE"):
             room(state, None)
+
+
+def test_the_driver_s_version_goes_into_what_is_saved():
+    assert cuda(IDLE).driver == "570.86.15"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Unpack
 
+from batchplan import __version__
 from batchplan.api.fields import SharedFields
 from batchplan.api.probe_answer import ProbeAnswer
 from batchplan.api.probe_inputs import AUTO, DEFAULT_TIMEOUT_SECONDS, Asked, ask
@@ -112,7 +113,12 @@ def probe(
     if not save or found is None or found.best is None:
         return answer
     record = measurement(
-        job=job, model_id=request.model.id, found=found, comparison=answer.comparison
+        job=job,
+        model_id=request.model.id,
+        found=found,
+        comparison=answer.comparison,
+        version=__version__,
+        driver=asked.state.driver,
     )
     return replace(answer, saved_to=save_measurement(record))
 

@@ -52,6 +52,8 @@ class State:
     free_bytes: int | None
     processes: tuple[Process, ...] = ()
     drives_display: bool = False
+    driver: str = ""
+    """Its version, where it has one that tells."""
 
     @property
     def reserve_bytes(self) -> int:
@@ -216,7 +218,16 @@ def _cuda_state(nvml: Any, handle: Any) -> State:
         free_bytes=int(memory.free),
         processes=_processes(nvml, handle),
         drives_display=_drives_display(nvml, handle),
+        driver=_driver(nvml),
     )
+
+
+def _driver(nvml: Any) -> str:
+    try:
+        found = nvml.nvmlSystemGetDriverVersion()
+    except nvml.NVMLError:
+        return ""
+    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[Process, ...]:

@@ -35,7 +35,7 @@ START_SECONDS = 300.0
 _GRACE_SECONDS = 5.0
 """For what remains to be read once a worker has been killed or has said its last."""
 _STOPPED = "stopped"
-"""How a rank ended because another one failed; probe/worker/ranks.py."""
+"""How a rank ended because another one failed: ``worker/ranks.py``."""
 _FIGURES = [field.name for field in fields(RankPeaks) if field.name != "rank"]
 
 

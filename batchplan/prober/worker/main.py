@@ -1,10 +1,9 @@
 """Read a request, get the model ready, and try micro-batches.
 
 The first line of stdin is the request; every later one says what of it to try: the micro-batch and
-the limit. On a CPU each is tried in a
-fork, which has torch and the model on ``meta`` already. A device's context cannot be forked and
-must be fresh: there one trial is all, and the process ends. With a file's name as argument this is
-one rank of several.
+the limit. On a CPU each is tried in a fork, which has torch and the model on ``meta`` already. A
+device's context cannot be forked and must be fresh: there one trial is all, and the process ends.
+With a file's name as argument this is one rank of several.
 """
 
 from __future__ import annotations
