@@ -92,6 +92,7 @@ def run_rank(request: dict[str, Any]) -> int:
     if device is None:
         return 0
     reporter.tell("ready")
+    engine_class = ENGINES[request["engine"]]
     agreement = Agreement(rank, num_ranks, timeout_seconds=request["timeout_seconds"])
     meter = meter_for(request, device)
     telling = threading.Lock()
@@ -110,12 +111,13 @@ def run_rank(request: dict[str, Any]) -> int:
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=request["timeout_seconds"]),
         )
+        engine_class.connect()  # no compiler may run into the limit
         meter.start()  # NCCL makes its communicator later, with the first collective
         reporter.tell("device", versions=versions(), **meter.about())
         train(
             built,
             request,
-            engine_class=ENGINES[request["engine"]],
+            engine_class=engine_class,
             device=device,
             meter=meter,
             tell=reporter.tell,

@@ -83,11 +83,16 @@ class DeepSpeed:
 
     notes: tuple[str, ...] = ()
 
+    @staticmethod
+    def connect() -> None:
+        """Take over the process group; on a CPU this may first compile its collectives."""
+        deepspeed = need("deepspeed", what="ZeRO", package="deepspeed")
+        deepspeed.init_distributed(dist_init_required=False)
+
     def __init__(self, built: Built, request: dict[str, Any], device: torch.device) -> None:
         deepspeed = need("deepspeed", what="ZeRO", package="deepspeed")
         accelerate = need("accelerate.utils", what="ZeRO", package="accelerate")
         self._request, self._device = request, device
-        deepspeed.init_distributed(dist_init_required=False)  # the group there is
         config = _deepspeed_config(accelerate.DeepSpeedPlugin, request, _hidden_size(built))
         splits = request["zero_stage"] == 3
         materialise(built.model, request, torch.device("cpu") if splits else device)

@@ -26,6 +26,10 @@ class Plain:
 
     notes: tuple[str, ...] = ()
 
+    @staticmethod
+    def connect() -> None:
+        """Make ready what ranks talk through, before anything is measured."""
+
     def __init__(self, built: Built, request: dict[str, Any], device: torch.device) -> None:
         self._model = built.model
         self._request = request
