@@ -112,3 +112,10 @@ def test_contributing_shows_the_layers_that_are_checked():
 def test_the_modules_whose_imports_are_watched_are_those_of_the_contract():
     declared = contract("The arithmetic core stays light")["source_modules"]
     assert {name.removeprefix("batchplan.") for name in declared} == set(CORE)
+
+
+@pytest.mark.xdist_group("one-process")
+def test_tests_of_one_group_share_a_process(request):
+    """Else every expensive fixture is made once for each process, and nothing says so."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@one-process")
