@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from strategies import A100, TOY_MODEL, toy_profile
 
 from batchplan.errors import TraceError
-from batchplan.memory import ErrorBand, Estimate, Term
+from batchplan.memory import ErrorBand, Estimate, Moment, Term
 from batchplan.planner import Answer, Pricer, Question, SearchSpace, search
 from batchplan.spec import (
     Batch,
@@ -40,8 +40,8 @@ def bill(num_bytes: int) -> Estimate:
     """An estimate of one line, whose bound is the line itself."""
     return Estimate(
         terms=(Term(name="all", num_bytes=num_bytes, formula="", source=""),),
-        timeline=(),
-        peak_phase="all",
+        timeline=(Moment(phase="backward", stage="head and loss", num_bytes=num_bytes),),
+        peak_phase="backward: head and loss",
         allocated_peak_bytes=num_bytes,
         reserved_peak_bytes=num_bytes,
         in_use_peak_bytes=num_bytes,
@@ -69,10 +69,9 @@ class Quick:
             num_ranks=self.cluster.num_ranks,
             seq_len=self.seq_len,
         )
-        return self.pricer.price(recipe=self.recipe, batch=batch, cluster=self.cluster).peak_bytes
+        return self.pricer.num_bytes(self.recipe, batch, self.cluster)
 
-    def bound_bytes(self, micro_batch: int, accum_steps: int) -> int:
-        return self.peak_bytes(micro_batch, accum_steps)
+    bound_bytes = peak_bytes
 
 
 @dataclass
@@ -88,10 +87,7 @@ class FakePricer:
     """By how much the quick price is below the confirmed one."""
     asked: list[Recipe] = field(default_factory=list)
 
-    def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
-        self.asked.append(recipe)
-        if recipe.method in self.untraceable:
-            raise TraceError(f"{recipe.method} cannot be traced")
+    def num_bytes(self, recipe: Recipe, batch: Batch, cluster: Cluster) -> int:
         splits = {
             Sharding.DDP: 0,
             Sharding.ZERO1: 2,
@@ -106,7 +102,13 @@ class FakePricer:
             kept /= 5
         if batch.accum_steps > 1:
             states *= 1.1
-        return bill(round(1000 * (states + kept)))
+        return round(1000 * (states + kept))
+
+    def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
+        self.asked.append(recipe)
+        if recipe.method in self.untraceable:
+            raise TraceError(f"{recipe.method} cannot be traced")
+        return bill(self.num_bytes(recipe, batch, cluster))
 
     def quick(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> Quick:
         return Quick(self, recipe, cluster, seq_len)

@@ -8,11 +8,12 @@ from itertools import combinations, pairwise
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from planning import FakePricer, bill
 from strategies import A100, H100, TOY_MODEL, toy_profile, toy_profiles
 
 import batchplan
 from batchplan.errors import TraceError
-from batchplan.memory import ErrorBand, Estimate, Moment, Term, estimate
+from batchplan.memory import Estimate, estimate
 from batchplan.planner import ProfilePricer, SearchSpace, StatesPricer
 from batchplan.planner.assemble import Question, assemble
 from batchplan.planner.candidates import Layout
@@ -36,28 +37,10 @@ from batchplan.spec import (
     Recipe,
     Sharding,
 )
-from batchplan.throughput import StepTimer, step_time, step_timer
+from batchplan.throughput import step_time
 from batchplan.trainers import obstacles
 
-ERROR = ErrorBand(percent=0, basis="made up")
 FIELDS = ("method", "checkpointing", "loss", "attention", "optimizer", "optimizer_impl")
-
-
-def bill(num_bytes: int) -> Estimate:
-    """An estimate of one line, whose bound is the line itself."""
-    return Estimate(
-        terms=(Term(name="all", num_bytes=num_bytes, formula="", source=""),),
-        timeline=(Moment(phase="backward", stage="head and loss", num_bytes=num_bytes),),
-        peak_phase="backward: head and loss",
-        allocated_peak_bytes=num_bytes,
-        reserved_peak_bytes=num_bytes,
-        in_use_peak_bytes=num_bytes,
-        host_bytes=0,
-        allocated_error=ERROR,
-        reserved_error=ERROR,
-        in_use_error=ERROR,
-        bound_bytes=num_bytes,
-    )
 
 
 SPLIT = {Sharding.DDP: 0, Sharding.ZERO1: 2, Sharding.ZERO2: 3}
@@ -68,17 +51,9 @@ LOGITS = {Loss.STANDARD: 6, Loss.CHUNKED: 3, Loss.FUSED: 1}
 
 
 @dataclass
-class ToyPricer:
-    """Made-up memory in which every change counts, and the real clock on a toy model."""
+class ToyPricer(FakePricer):
+    """Made-up memory in which every change counts."""
 
-    states: int = 600
-    per_sequence: int = 10
-    gpu: Gpu = A100
-    missed_percent: int = 0
-    """By how much the quick price is below the confirmed one."""
-    untraceable: frozenset[Method] = frozenset()
-    counts_activations: bool = True
-    priced: list[Recipe] = field(default_factory=list)
     confirmed: list[Recipe] = field(default_factory=list)
 
     def num_bytes(self, recipe: Recipe, batch: Batch, cluster: Cluster) -> int:
@@ -96,51 +71,11 @@ class ToyPricer:
         kept *= self.per_sequence * batch.micro_batch * batch.seq_len / 10240
         return round(1000 * (states + kept))
 
-    def price(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
-        self.priced.append(recipe)
-        if recipe.method in self.untraceable:
-            raise TraceError(f"{recipe.method} cannot be traced")
-        return bill(self.num_bytes(recipe, batch, cluster))
-
-    def quick(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> Quick:
-        return Quick(self, recipe, cluster, seq_len)
-
     def confirm(self, *, recipe: Recipe, batch: Batch, cluster: Cluster) -> Estimate:
         self.confirmed.append(recipe)
         num_bytes = self.num_bytes(recipe, batch, cluster)
         missed = 0 if recipe.expandable_segments else self.missed_percent
         return bill(num_bytes * (100 + missed) // 100)
-
-    def timer(self, *, recipe: Recipe, cluster: Cluster, seq_len: int) -> StepTimer | None:
-        return step_timer(
-            profile=toy_profile(num_layers=8, hidden_size=512, method=recipe.method),
-            recipe=recipe,
-            cluster=cluster,
-            gpu=self.gpu,
-            seq_len=seq_len,
-        )
-
-    def num_params(self, *, recipe: Recipe, seq_len: int) -> int:
-        return 1_000_000
-
-
-@dataclass
-class Quick:
-    pricer: ToyPricer
-    recipe: Recipe
-    cluster: Cluster
-    seq_len: int
-
-    def peak_bytes(self, micro_batch: int, accum_steps: int) -> int:
-        batch = Batch(
-            micro_batch=micro_batch,
-            accum_steps=accum_steps,
-            num_ranks=self.cluster.num_ranks,
-            seq_len=self.seq_len,
-        )
-        return self.pricer.num_bytes(self.recipe, batch, self.cluster)
-
-    bound_bytes = peak_bytes
 
 
 def asked(pricer, *, budget=10**6, gpu=A100, goal=None, **fields) -> Question:
@@ -358,7 +293,7 @@ def test_methods_that_cannot_be_traced_are_left_out_and_the_start_s_trouble_is_n
     monkeypatch.setattr(sets, "MOST_TRACES", 10**6)
     pricer = ToyPricer(untraceable=frozenset({Method.LORA, Method.QLORA}))
     offers, _ = run(rescues, pricer, budget=12_000)
-    tried = [recipe.method for recipe in pricer.priced if recipe.method is not Method.FULL]
+    tried = [recipe.method for recipe in pricer.asked if recipe.method is not Method.FULL]
     assert tried == [Method.LORA, Method.QLORA]  # once is enough to know
     assert not any("method" in offer.change for offer in offers)
     with pytest.raises(TraceError, match="full cannot be traced"):
