@@ -30,7 +30,7 @@ SEQ_LEN = 1000
 VOCABULARY = 4096
 MODELS = (
     *("01-ai/Yi-34B", "Qwen/Qwen3-0.6B", "google/gemma-3-1b-pt", "distilbert/distilgpt2"),
-    *("facebook/opt-1.3b", "allenai/OLMoE-1B-7B-0924"),
+    *("facebook/opt-1.3b", "allenai/OLMoE-1B-7B-0924", "EleutherAI/gpt-neox-20b"),
     *("facebook/bart-base", "microsoft/Phi-3-medium-4k-instruct"),
 )
 RECIPES = {
