@@ -341,7 +341,8 @@ def test_a_beta2_that_torch_refuses_is_never_written(beta2):
     torch = pytest.importorskip("torch")
     text = emit("hf-trainer", with_beta2(Recipe(numerics=Numerics.BF16), beta2))[0].text
     written = yaml.safe_load(text).get("adam_beta2", 0.999)
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.9, written))
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.9, written))
+    assert optimizer.defaults["betas"][1] < 1
 
 
 @pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
