@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 import batchplan
-from batchplan.errors import SpecError, UnknownNameError
+from batchplan.errors import UnknownNameError
 from batchplan.spec import Batch, Recipe
 from batchplan.states.numerics import resolve_dtypes
-from batchplan.trainers import TRAINERS, obstacles, realisable_shardings, settle, trainer_defaults
+from batchplan.trainers import TRAINERS, obstacles, realised, settle, trainer_defaults
 from batchplan.trainers.defaults import NEWEST
 from batchplan.trainers.policies import POLICIES
 from batchplan.trainers.policies.peft_targets import peft_targets
@@ -172,13 +172,24 @@ def test_trl_changed_what_a_quantised_model_keeps_in_fp32(version, frozen, adapt
     assert (dtypes.frozen, dtypes.weights, found.norm_dtype) == (frozen, adapter, norms)
 
 
-@pytest.mark.parametrize("trainer", ["trl", "ms-swift", "axolotl"])
-@pytest.mark.parametrize("sharding", ["fsdp-full", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    ("trainer", "sharding"),
+    [
+        *itertools.product(("trl", "ms-swift"), ("fsdp-full", "zero2", "zero3")),
+        *(("axolotl", "zero2"), ("axolotl", "zero3")),
+    ],
+)
 def test_sharded_bf16_training_keeps_fp32_copies(trainer, sharding):
     found = recipe(trainer, method="full", sharding=sharding)
     dtypes = resolve_dtypes(found)
     assert found.numerics == "bf16-master"
     assert (dtypes.weights, dtypes.optimizer, dtypes.has_master) == ("bf16", "fp32", True)
+
+
+def test_axolotls_own_fsdp_up_casts_nothing():
+    dtypes = resolve_dtypes(recipe("axolotl", method="full", sharding="fsdp-full"))
+    assert (dtypes.weights, dtypes.gradients, dtypes.optimizer) == ("bf16", "bf16", "bf16")
+    assert not dtypes.has_master
 
 
 def test_a_bf16_flag_alone_does_not_up_cast():
@@ -380,13 +391,14 @@ def test_estimate_names_the_up_casts_it_applied(trainer, options, words):
     assert words in caveat.text
 
 
-@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "hf-trainer"])
-def test_recommend_says_that_it_cannot_write_configs_yet(trainer):
-    with pytest.raises(SpecError, match="cannot be written yet"):
-        batchplan.recommend(params="7e9", gpu="a100-80gb", trainer=trainer)
-    with pytest.raises(SpecError, match="recommend takes only hf-trainer"):
-        realisable_shardings(trainer, Recipe().numerics, 8)
-    assert obstacles(trainer, Recipe())
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_recommend_plans_what_the_trainer_can_run(trainer):
+    answer = batchplan.recommend(
+        params="7e9", gpu="h200", devices=8, trainer=trainer, target_tokens="1M"
+    )
+    best = answer.plans[0].recipe
+    assert best == realised(trainer, best, versions=answer.installed, several_devices=True)
+    assert not obstacles(trainer, best, versions=answer.installed)
 
 
 def test_an_unknown_trainer_is_refused_everywhere():

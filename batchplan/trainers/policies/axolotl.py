@@ -2,11 +2,12 @@
 
 from batchplan.trainers.policies.conditions import autocast_over
 from batchplan.trainers.policies.on_transformers import ON_TRANSFORMERS
-from batchplan.trainers.policies.rows import Default, Policy, built_on
+from batchplan.trainers.policies.rows import FSDP, Default, Policy, built_on
 
 _TRAINING = "axolotl utils/schemas/training.py, HyperparametersConfig"
 _CONFIG = "axolotl utils/schemas/config.py, AxolotlInputConfig"
 _PEFT = "axolotl utils/schemas/peft.py, LoraConfig"
+_LOADING = "axolotl loaders/model.py, ModelLoader (dtype=cfg.torch_dtype)"
 
 POLICY = Policy(
     trainer="axolotl",
@@ -24,10 +25,15 @@ POLICY = Policy(
             key="bf16: auto",
             source="axolotl utils/config/__init__.py, resolve_dtype",
         ),
-        *autocast_over(
-            "bf16",
-            key="bf16: auto",
-            source="axolotl loaders/model.py, ModelLoader (dtype=cfg.torch_dtype)",
+        *autocast_over("bf16", key="bf16: auto", source=_LOADING),
+        *autocast_over("fp16", key="fp16: true", source=_LOADING, numerics=("fp16-autocast",)),
+        Default(
+            option="numerics",
+            value="bf16",
+            key="fsdp_config",
+            source="axolotl monkeypatch/accelerate/fsdp2.py, fsdp2_prepare_model",
+            when={"method": ("full",), "sharding": FSDP, "numerics": ("bf16-master",)},
+            note="axolotl leaves FSDP's shards in bf16, with no fp32 copies (fsdp2.py)",
         ),
         Default(
             option="optimizer_impl",
@@ -73,6 +79,15 @@ POLICY = Policy(
             value=True,
             key="bnb_4bit_use_double_quant: true",
             source="axolotl loaders/model.py, ModelLoader._set_quantization_config",
+        ),
+        # Everywhere else the loader casts back what it, or peft, has made fp32.
+        Default(
+            option="frozen_upcast",
+            value=True,
+            key="embeddings_skip_upcast: null",
+            source="axolotl loaders/model.py, ModelLoader._configure_embedding_dtypes",
+            when={"method": ("qlora",), "sharding": FSDP},
+            note="axolotl makes what is not 4-bit fp32 under FSDP (loaders/model.py)",
         ),
         Default(
             option="expandable_segments",

@@ -23,7 +23,12 @@ _NOT_HALF = ("fp32", "bf16", "bf16-autocast", "bf16-master")
 
 
 def autocast_over(
-    dtype: Value, *, key: str, source: str, versions: tuple[Versions, ...] = ()
+    dtype: Value,
+    *,
+    key: str,
+    source: str,
+    versions: tuple[Versions, ...] = (),
+    numerics: tuple[Value, ...] = AUTOCAST,
 ) -> Iterator[Default]:
     """Yield the rows of weights that are loaded in ``dtype`` and run under autocast.
 
@@ -35,7 +40,7 @@ def autocast_over(
         key=key,
         source=source,
         versions=versions,
-        when={"numerics": AUTOCAST},
+        when={"numerics": numerics},
     )
     for sixteen in ("bf16", "fp16"):
         for option in ("grad_dtype", "optimizer_dtype"):
@@ -44,7 +49,7 @@ def autocast_over(
                 value=sixteen,
                 key=key,
                 source=source,
-                when={"method": ("full",), "numerics": AUTOCAST, "weight_dtype": (sixteen,)},
+                when={"method": ("full",), "numerics": numerics, "weight_dtype": (sixteen,)},
             )
 
 

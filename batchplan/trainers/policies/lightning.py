@@ -25,6 +25,12 @@ POLICY = Policy(
             key="strategy: fsdp",
             source="lightning pytorch/strategies/fsdp.py, FSDPStrategy",
         ),
+        Default(
+            option="zero_buckets",
+            value="default",
+            key="reduce_bucket_size: 2e8 (DeepSpeed's own 5e8 is nearest)",
+            source="lightning pytorch/strategies/deepspeed.py, DeepSpeedStrategy",
+        ),
         *ZERO_MASTER,
     ),
 )

@@ -1,7 +1,7 @@
 """LitGPT's ``finetune_full`` and ``finetune_lora``."""
 
 from batchplan.trainers.policies.plain import PLAIN
-from batchplan.trainers.policies.rows import Default, Policy, built_on
+from batchplan.trainers.policies.rows import ADAPTERS, Default, Policy, built_on
 
 _SETUP = "litgpt finetune/lora.py, setup"
 _FULL = "litgpt finetune/full.py, setup"
@@ -66,6 +66,13 @@ POLICY = Policy(
             source="lightning fabric/strategies/fsdp.py, FSDPStrategy",
         ),
         Default(
+            option="fsdp_version",
+            value=2,
+            key="ModelParallelStrategy(parallelize_fn)",
+            source="litgpt finetune/lora.py, parallelize_fn",
+            when={"method": ("lora",)},
+        ),
+        Default(
             option="reentrant",
             value=False,
             key="checkpoint_wrapper",
@@ -97,18 +104,36 @@ POLICY = Policy(
             source="litgpt utils.py, instantiate_torch_optimizer",
         ),
         Default(
+            option="optimizer_impl",
+            value="for-loop",
+            key="optimizer: AdamW over DTensors",
+            source="torch optim/optimizer.py, _default_to_fused_or_foreach",
+            when={"method": ("lora",), "sharding": ("fsdp-full",)},
+        ),
+        # In place, one kernel a tensor, as torch's fused AdamW.
+        Default(
+            option="optimizer_impl",
+            value="fused",
+            key="bitsandbytes.optim.PagedAdamW",
+            source="litgpt utils.py, instantiate_bnb_optimizer",
+            when={"method": ("qlora",)},
+        ),
+        Default(
             option="sync_each_batch",
             value=False,
             key="fabric.no_backward_sync",
             source="litgpt finetune/full.py, fit",
         ),
-        Default(
-            option="adapter_dtype",
-            value="bf16",
-            key="precision: bf16-true",
-            source="lightning fabric/plugins/precision/bitsandbytes.py, BitsandbytesPrecision",
-            when={"method": ("qlora",)},
-            note="LitGPT's adapters of a quantised model are bf16",
+        *(
+            Default(
+                option="adapter_dtype",
+                value=dtype,
+                key=f"precision: {precision}",
+                source="lightning fabric/plugins/precision/half.py, HalfPrecision; bitsandbytes.py",
+                when={"method": ADAPTERS, "numerics": (dtype,)},
+                note="LitGPT's adapters have the dtype of --precision where it is not mixed",
+            )
+            for dtype, precision in (("bf16", "bf16-true"), ("fp16", "16-true"))
         ),
         Default(option="lora_rank", value=8, key="lora_r: 8", source=_SETUP),
         Default(

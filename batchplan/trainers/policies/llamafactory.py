@@ -1,7 +1,16 @@
 """LLaMA-Factory: transformers' ``Trainer`` under a YAML of its own."""
 
 from batchplan.trainers.policies.on_transformers import ON_TRANSFORMERS
-from batchplan.trainers.policies.rows import CHECKPOINT, FSDP, Default, Policy, built_on
+from batchplan.trainers.policies.rows import (
+    ADAPTERS,
+    AUTOCAST,
+    CHECKPOINT,
+    FSDP,
+    ZERO,
+    Default,
+    Policy,
+    built_on,
+)
 
 _MODEL = "llamafactory hparams/model_args.py, ModelArguments"
 _TUNING = "llamafactory hparams/finetuning_args.py, FinetuningArguments"
@@ -27,6 +36,14 @@ POLICY = Policy(
             source=_UPCAST,
             when={"method": ("full",), "sharding": ("ddp", *FSDP)},
             note="LLaMA-Factory casts what trains to fp32 unless pure_bf16 (model/adapter.py)",
+        ),
+        # Adapters' base stays as it was saved; nearly every checkpoint is bf16.
+        Default(
+            option="weight_dtype",
+            value="bf16",
+            key="torch_dtype auto",
+            source="llamafactory model/loader.py, load_model",
+            when={"method": ADAPTERS, "numerics": AUTOCAST},
         ),
         Default(
             option="checkpointing",
@@ -60,7 +77,7 @@ POLICY = Policy(
             value=True,
             key="OPTIM_TORCH=1",
             source="llamafactory launcher.py, launch",
-            when={"several_devices": (True,)},
+            when={"several_devices": (True,), "sharding": ("ddp", *ZERO)},
             note="LLaMA-Factory's launcher sets expandable_segments (launcher.py)",
         ),
     ),

@@ -49,6 +49,8 @@ class Default:
     """Fields of the recipe, or ``several_devices``, and the values under which the row holds."""
     note: str = ""
     """What to tell a user for whom the row changed something; empty where ``key`` says it all."""
+    overrides: bool = False
+    """The trainer puts this in place of what its config says, and only there."""
     of_a_step: bool = False
     """``accum_steps``: the value counts the sequences of one step over all devices."""
 

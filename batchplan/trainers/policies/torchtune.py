@@ -86,6 +86,13 @@ POLICY = Policy(
             key="dtype: bf16",
             source="torchtune recipes/lora_finetune_single_device.py, _setup_model",
         ),
+        Default(
+            option="adapter_dtype",
+            value=None,
+            key="dtype: fp32",
+            source="torchtune recipes/lora_finetune_single_device.py, _setup_model",
+            when={"numerics": ("fp32",)},
+        ),
         Default(option="lora_rank", value=8, key="lora_rank: 8", source=_LORA),
         Default(
             option="lora_targets",

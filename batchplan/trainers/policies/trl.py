@@ -104,6 +104,21 @@ POLICY = Policy(
             when={"sharding": ("zero3",), "method": ("lora", "qlora")},
             note="TRL forces reentrant checkpointing for PEFT under ZeRO-3 (sft_trainer.py)",
         ),
+        # A config that has kwargs shares them with the Trainer, so there the setting arrives.
+        Default(
+            option="reentrant",
+            value=True,
+            key="PEFT with ZeRO-3",
+            source=_TRAINER,
+            versions=(_trl(since=(0, 28)),),
+            when={
+                "sharding": ("zero3",),
+                "method": ("lora", "qlora"),
+                "checkpointing": ("full",),
+            },
+            note="TRL forces reentrant checkpointing for PEFT under ZeRO-3 (sft_trainer.py)",
+            overrides=True,
+        ),
         Default(
             option="reentrant",
             value=True,

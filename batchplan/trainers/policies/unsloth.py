@@ -1,8 +1,7 @@
 """Unsloth: its own model code and loader under TRL's ``SFTTrainer``."""
 
-from batchplan.trainers.policies.conditions import autocast_over
 from batchplan.trainers.policies.on_transformers import ON_TRANSFORMERS
-from batchplan.trainers.policies.rows import Default, Policy, built_on
+from batchplan.trainers.policies.rows import ADAPTERS, Default, Policy, built_on
 
 _LOADER = "unsloth models/loader.py, FastLanguageModel.from_pretrained"
 _PEFT = "unsloth models/llama.py, FastLlamaModel.get_peft_model"
@@ -36,7 +35,16 @@ POLICY = Policy(
             when={"method": ("full",), "sharding": ("ddp",)},
             note="Unsloth trains all weights in pure bf16 unless float32_mixed_precision",
         ),
-        *autocast_over("bf16", key="dtype=None", source=_LOADER),
+        *(
+            Default(
+                option="weight_dtype",
+                value=half,
+                key="dtype=None",
+                source=_LOADER,
+                when={"method": ADAPTERS, "numerics": (f"{half}-autocast",)},
+            )
+            for half in ("bf16", "fp16")
+        ),
         Default(
             option="norm_dtype",
             value="fp32",
@@ -64,6 +72,12 @@ POLICY = Policy(
             value="fp32",
             key="upcast of lora_A and lora_B",
             source=_TRAINING,
+        ),
+        Default(
+            option="expandable_segments",
+            value=True,
+            key="PYTORCH_ALLOC_CONF",
+            source="unsloth_zoo __init__.py",
         ),
         Default(option="lora_rank", value=16, key="r=16", source=_PEFT),
         Default(
