@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import re
+import shlex
 import socket
 import warnings
 from dataclasses import replace
@@ -13,19 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trainer_jobs import MODEL, job, name, recipes
 
 from batchplan.errors import SpecError, UnknownNameError
-from batchplan.learning import advise
-from batchplan.memory import ErrorBand, Estimate, Moment, Term
-from batchplan.planner.plan import Plan
 from batchplan.spec import (
     Attention,
-    Batch,
     Checkpointing,
-    Gpu,
     Loss,
     Method,
-    ModelInfo,
     Numerics,
     Offload,
     Optimizer,
@@ -39,66 +35,34 @@ from batchplan.trainers import (
     emit,
     obstacles,
     realisable_shardings,
+    realised,
     trainer_defaults,
 )
-from batchplan.trainers.auto_class import auto_class
+from batchplan.trainers.shared.auto_class import auto_class
 
 CATALOG = Path(__file__).parent.parent / "profiles" / "models"
 ZERO_STAGE = {Sharding.ZERO1: 1, Sharding.ZERO2: 2, Sharding.ZERO3: 3}
-GPU = Gpu(name="A100 SXM 80GB", usable_bytes=85_000_000_000)
-MODEL = ModelInfo(id="Qwen/Qwen2.5-7B", architecture="Qwen2ForCausalLM", source="catalog")
 REALISABLE = [
-    Recipe(numerics=numerics, sharding=sharding, checkpointing=checkpointing)
+    realised(
+        "hf-trainer",
+        Recipe(numerics=numerics, sharding=sharding, checkpointing=checkpointing),
+        several_devices=True,
+    )
     for numerics in Numerics
     for sharding in realisable_shardings("hf-trainer", numerics, 16, num_nodes=2)
     for checkpointing in (Checkpointing.NONE, Checkpointing.FULL)
 ]
 
 
-ERROR = ErrorBand(percent=10.0, basis="none")
+def file_of(files: tuple[EmittedFile, ...], suffix: str) -> str:
+    """The text of the file whose name ends so."""
+    (found,) = [file.text for file in files if file.name.endswith(suffix)]
+    return found
 
 
-def job(recipe: Recipe, *, accum_steps: int = 4, num_ranks: int = 16, nodes: int = 2) -> Job:
-    batch = Batch(micro_batch=3, accum_steps=accum_steps, num_ranks=num_ranks, seq_len=2048)
-    peak = 60_000_000_000
-    memory = Estimate(
-        terms=(Term(name="weights", num_bytes=peak, formula="", source=""),),
-        timeline=(Moment(phase="forward", stage="all", num_bytes=peak),),
-        peak_phase="forward: all",
-        allocated_peak_bytes=peak,
-        reserved_peak_bytes=peak,
-        in_use_peak_bytes=peak,
-        host_bytes=0,
-        allocated_error=ERROR,
-        reserved_error=ERROR,
-        in_use_error=ERROR,
-        bound_bytes=peak,
-    )
-    rate = advise(
-        method=recipe.method,
-        optimizer=recipe.optimizer,
-        num_params=7_000_000_000,
-        hidden_size=None,
-        global_batch_size=batch.global_batch_size,
-        seq_len=2048,
-        base_lr=2e-5,
-        base_batch=batch.global_batch_size,
-    )
-    plan = Plan(
-        recipe=recipe,
-        batch=batch,
-        num_nodes=nodes,
-        memory=memory,
-        usable_bytes=GPU.usable_bytes,
-        step_time=None,
-        target_deviation=0.01,
-        learning_rate=rate,
-    )
-    return Job(plan=plan, model=MODEL, gpu=GPU)
-
-
-def name(recipe: Recipe) -> str:
-    return f"{recipe.numerics}-{recipe.sharding}-{recipe.checkpointing}"
+def kwargs_of(recipe: Recipe, **more) -> dict:
+    """What train.py passes to from_pretrained and LoraConfig."""
+    return yaml.safe_load(file_of(emit("hf-trainer", job(recipe, **more)), ".model.yaml"))
 
 
 def free_port() -> int:
@@ -118,7 +82,7 @@ def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file in files:
         (tmp_path / file.name).write_text(file.text, encoding="utf-8")
-    if len(files) > 1:
+    if any(file.name.endswith(".json") for file in files):
         for key, value in {
             "RANK": "0",
             "LOCAL_RANK": "0",
@@ -127,6 +91,9 @@ def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
             "MASTER_PORT": str(free_port()),
         }.items():
             monkeypatch.setenv(key, value)
+        # It would compile a kernel for ranks of one machine.
+        backend = pytest.importorskip("deepspeed.comm.torch")
+        monkeypatch.setattr(backend, "build_shm_op", lambda: None)
     parser = HfArgumentParser(training_args.TrainingArguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -137,8 +104,6 @@ def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", REALISABLE, ids=name)
 def test_transformers_reads_every_value_the_plan_decided(recipe, tmp_path, monkeypatch):
-    if recipe.sharding in ZERO_STAGE:
-        pytest.importorskip("deepspeed", reason="the parser builds DeepSpeed's own config object")
     arguments = parsed(emit("hf-trainer", job(recipe)), tmp_path, monkeypatch)
     assert arguments.per_device_train_batch_size == 3
     assert arguments.gradient_accumulation_steps == 4
@@ -176,7 +141,8 @@ def test_transformers_knows_every_optimizer_name(optimizer, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("recipe", REALISABLE, ids=name)
 def test_nothing_is_configured_twice(recipe):
-    main, *others = emit("hf-trainer", job(recipe))
+    main, *beside = emit("hf-trainer", job(recipe))
+    others = [file for file in beside if file.name.endswith(".json")]
     keys = re.findall(r"^(\w+):", main.text, flags=re.MULTILINE)
     assert len(keys) == len(set(keys))
     settings = yaml.safe_load(main.text)
@@ -221,7 +187,7 @@ def test_deepspeed_accepts_the_json_with_numbers_in_it(monkeypatch):
 
 def test_offloading_the_optimizer_names_it_in_one_place_only():
     recipe = Recipe(sharding=Sharding.ZERO2, offload=Offload.OPTIMIZER)
-    main, other = emit("hf-trainer", job(recipe))
+    main, other, *_ = emit("hf-trainer", job(recipe))
     config = json.loads(other.text)
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert config["optimizer"]["type"] == "AdamW"
@@ -229,10 +195,10 @@ def test_offloading_the_optimizer_names_it_in_one_place_only():
 
 
 def test_fsdp_with_master_weights_loads_them_in_fp32():
-    recipe = Recipe(sharding=Sharding.FSDP_FULL)
-    assert "dtype='float32'" in emit("hf-trainer", job(recipe))[0].text
-    recipe = Recipe(sharding=Sharding.ZERO3)
-    assert "dtype='bfloat16'" in emit("hf-trainer", job(recipe))[0].text
+    sharded = kwargs_of(Recipe(sharding=Sharding.FSDP_FULL))
+    assert sharded["from_pretrained"]["dtype"] == "float32"
+    split = kwargs_of(Recipe(sharding=Sharding.ZERO3))
+    assert split["from_pretrained"]["dtype"] == "bfloat16"
 
 
 def test_one_micro_batch_a_step_needs_no_accumulation_settings():
@@ -241,25 +207,45 @@ def test_one_micro_batch_a_step_needs_no_accumulation_settings():
 
 
 @pytest.mark.parametrize(("num_ranks", "nodes"), [(1, 1), (8, 1), (16, 2)])
-def test_the_launch_line_starts_every_device(num_ranks, nodes):
-    recipe = Recipe(numerics=Numerics.BF16)
-    text = emit("hf-trainer", job(recipe, num_ranks=num_ranks, nodes=nodes))[0].text
+def test_the_launch_script_starts_every_device(num_ranks, nodes):
+    recipe = realised("hf-trainer", Recipe(numerics=Numerics.BF16), several_devices=num_ranks > 1)
+    text = file_of(emit("hf-trainer", job(recipe, num_ranks=num_ranks, nodes=nodes)), ".sh")
     assert f"--nproc_per_node={num_ranks // nodes} " in text
     assert ("--nnodes=2" in text) is (nodes == 2)
+    assert ("HEAD_NODE" in text) is (nodes == 2)
 
 
-def test_hybrid_sharding_says_how_it_is_switched_on():
-    text = emit("hf-trainer", job(Recipe(sharding=Sharding.FSDP_HYBRID)))[0].text
-    assert "PARALLELISM_CONFIG_DP_REPLICATE_SIZE=2" in text
-    assert "PARALLELISM_CONFIG_DP_SHARD_SIZE=8" in text
+def test_the_allocator_is_set_in_the_environment():
+    recipe = Recipe(numerics=Numerics.BF16, expandable_segments=True)
+    text = file_of(emit("hf-trainer", job(recipe)), ".sh")
+    assert "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True\n" in text
 
 
-def test_qlora_says_how_to_load_the_base():
+def test_hybrid_sharding_is_switched_on_in_the_environment():
+    text = file_of(emit("hf-trainer", job(Recipe(sharding=Sharding.FSDP_HYBRID))), ".sh")
+    assert "export PARALLELISM_CONFIG_DP_REPLICATE_SIZE=2\n" in text
+    assert "export PARALLELISM_CONFIG_DP_SHARD_SIZE=8\n" in text
+
+
+@pytest.mark.slow
+def test_transformers_and_peft_take_the_model_kwargs():
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
     recipe = Recipe(method=Method.QLORA, numerics=Numerics.BF16, sharding=Sharding.FSDP_FULL)
-    text = emit("hf-trainer", job(recipe))[0].text
-    assert "load_in_4bit=True" in text
-    assert "bnb_4bit_quant_storage='bfloat16'" in text
-    assert "LoraConfig(r=16, target_modules='all-linear'" in text
+    kwargs = kwargs_of(recipe)
+    quantised = kwargs["from_pretrained"]["quantization_config"]
+    config = transformers.BitsAndBytesConfig(**quantised)
+    assert config.load_in_4bit
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert str(config.bnb_4bit_quant_storage) == "torch.bfloat16"
+    adapters = peft.LoraConfig(**kwargs["lora"])
+    assert (adapters.r, adapters.target_modules) == (16, "all-linear")
+
+
+def test_only_sharded_4_bit_weights_name_their_storage():
+    recipe = Recipe(method=Method.QLORA, numerics=Numerics.BF16)
+    loading = kwargs_of(recipe)["from_pretrained"]
+    assert "bnb_4bit_quant_storage" not in loading["quantization_config"]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +272,10 @@ def test_what_the_trainer_cannot_do_is_refused_not_approximated(recipe):
 def test_everything_searched_by_default_can_be_emitted():
     for recipe, attention in itertools.product(REALISABLE, Attention):
         assert emit("hf-trainer", job(recipe.model_copy(update={"attention": attention})))
+
+
+def test_both_frameworks_are_searched_by_default():
+    assert {recipe.sharding for recipe in recipes("hf-trainer")} == set(Sharding)
 
 
 def test_an_unknown_trainer_is_refused_with_the_known_ones():
@@ -375,8 +365,17 @@ def test_one_epoch_is_configured_where_its_length_is_known():
 )
 def test_what_must_be_installed_is_named(recipe, packages):
     text = emit("hf-trainer", job(recipe))[0].text
-    found = re.findall(r"^# Install: pip install (.*)$", text, flags=re.MULTILINE)
-    assert found == ([packages] if packages else [])
+    (found,) = re.findall(r"^# Install: pip install (.*)$", text, flags=re.MULTILINE)
+    assert shlex.split(found) == ["transformers>=4.56", "accelerate", *packages.split()]
+
+
+def test_fsdp_needs_the_release_whose_arguments_say_it_all():
+    sharded = Recipe(sharding=Sharding.FSDP_FULL, numerics=Numerics.BF16_MASTER)
+    recipe = realised("hf-trainer", sharded, several_devices=True)
+    assert "# Install: pip install 'transformers>=5.10'" in emit("hf-trainer", job(recipe))[0].text
+    assert not obstacles("hf-trainer", recipe, versions={"transformers": "5.10.0"})
+    (text,) = obstacles("hf-trainer", recipe, versions={"transformers": "4.57.1"})
+    assert text == "it needs transformers>=5.10, not 4.57.1"
 
 
 @pytest.mark.parametrize(
@@ -393,30 +392,27 @@ def test_deepspeed_on_one_device_says_why(numerics, without):
 @pytest.mark.parametrize(
     ("architecture", "loader", "task"),
     [
-        ("Qwen2ForCausalLM", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
-        ("GPT2LMHeadModel", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
-        ("LlamaModel", "AutoModelForCausalLM", 'task_type="CAUSAL_LM"'),
-        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
-        ("MarianMTModel", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
-        ("BartModel", "AutoModelForSeq2SeqLM", 'task_type="SEQ_2_SEQ_LM"'),
+        ("Qwen2ForCausalLM", "AutoModelForCausalLM", "CAUSAL_LM"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM", "CAUSAL_LM"),
+        ("LlamaModel", "AutoModelForCausalLM", "CAUSAL_LM"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+        ("MarianMTModel", "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+        ("BartModel", "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
         ("BertForMaskedLM", "AutoModelForMaskedLM", None),
         ("XLMRobertaModel", "AutoModelForMaskedLM", None),
         (
             "Gemma3ForConditionalGeneration",
             "Gemma3ForConditionalGeneration",
-            'task_type="CAUSAL_LM"',
+            "CAUSAL_LM",
         ),
     ],
 )
-def test_the_comment_loads_the_architecture_with_the_class_that_takes_it(
-    architecture, loader, task
-):
+def test_an_architecture_is_loaded_with_the_class_that_takes_it(architecture, loader, task):
     before = job(Recipe(method=Method.LORA, numerics=Numerics.BF16))
     model = MODEL.model_copy(update={"architecture": architecture})
-    text = emit("hf-trainer", replace(before, model=model))[0].text
-    assert f"# Model:   {loader}.from_pretrained(" in text
-    assert ("task_type" in text) is (task is not None)
-    assert task is None or task in text
+    text = file_of(emit("hf-trainer", replace(before, model=model)), ".model.yaml")
+    assert f"{loader}.from_pretrained(" in text
+    assert yaml.safe_load(text)["lora"].get("task_type") == task
 
 
 @pytest.mark.slow

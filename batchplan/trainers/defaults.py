@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from batchplan.errors import UnknownNameError
 from batchplan.trainers.policies import POLICIES
@@ -19,6 +20,7 @@ __all__ = [
     "Value",
     "assumed_release",
     "check_trainer",
+    "release",
     "settle",
     "trainer_defaults",
 ]
@@ -53,7 +55,7 @@ class Settled:
     """What a trainer decides for one recipe."""
 
     values: dict[str, Value]
-    """By our option names; without those that the user decided."""
+    """By our option names; of those that the user decided, what the trainer overrides."""
     rows: dict[str, Default]
     """The row behind each value."""
 
@@ -85,10 +87,14 @@ def settle(
     versions: str | Mapping[str, str],
     *,
     given: Mapping[str, object],
+    configured: Mapping[str, object] = MappingProxyType({}),
     several_devices: bool = False,
     resolve: Callable[[Default], Value] = lambda row: row.value,
 ) -> Settled:
-    """Return what ``trainer`` decides where ``given`` says nothing.
+    """Return what ``trainer`` decides where ``given`` and its config say nothing.
+
+    What is ``configured`` are keys of the trainer: unlike given numerics, configured ones leave
+    the dtypes to the trainer.
 
     Conditional rows are read once, from first to last: each sees what was given and what the rows
     before it decided, and the last that applies wins. ``resolve`` turns a row into its value.
@@ -101,11 +107,12 @@ def settle(
         UnknownNameError: when there is no policy of ``trainer``.
     """
     rows = list(_rows(trainer, versions))
-    state: dict[str, object] = {"several_devices": several_devices, **given}
-    decided = {*given, *(_NAMED_BY_NUMERICS if "numerics" in given else ())}
+    state: dict[str, object] = {"several_devices": several_devices, **configured, **given}
+    decided = {*given, *configured, *(_NAMED_BY_NUMERICS if "numerics" in given else ())}
     found = Settled(values={}, rows={})
     for row in sorted(rows, key=lambda row: bool(row.when)):
-        if row.option not in decided and row.applies_to(state):
+        is_open = row.option in configured if row.overrides else row.option not in decided
+        if is_open and row.applies_to(state):
             found.rows[row.option] = row
             found.values[row.option] = state[row.option] = resolve(row)
     return found
@@ -141,13 +148,18 @@ def check_trainer(trainer: str) -> None:
 def _rows(trainer: str, versions: str | Mapping[str, str]) -> Iterator[Default]:
     check_trainer(trainer)
     installed = {"transformers": versions} if isinstance(versions, str) else versions
-    releases = {name: _release(text.split(".")) for name, text in {**NEWEST, **installed}.items()}
+    releases = {name: release(text) for name, text in {**NEWEST, **installed}.items()}
     return (row for row in POLICIES[trainer].rows if row.holds_for(releases))
 
 
-def _release(parts: Iterable[str]) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with; without any, more than every release has.
+
+    >>> release("2.13.0+cpu"), release("main")
+    ((2, 13), (100000,))
+    """
     numbers = []
-    for part in parts:
+    for part in version.split("."):
         if not part.isdigit():
             break
         numbers.append(int(part))

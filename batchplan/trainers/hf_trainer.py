@@ -1,186 +1,118 @@
-"""Transformers ``Trainer``: a TrainingArguments YAML, and DeepSpeed's JSON beside it.
+"""Transformers ``Trainer``: a TrainingArguments YAML, and what a script needs beside it.
 
-Key names are those that every release from 4.46 on accepts. Read it back with
+Key names are those that every release from 4.56 on accepts. Read it back with
 ``HfArgumentParser(TrainingArguments).parse_yaml_file``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from batchplan.spec import (
-    Checkpointing,
-    Loss,
-    Method,
-    Numerics,
-    Offload,
-    Optimizer,
-    OptimizerImpl,
-    Recipe,
-    Sharding,
-)
+from batchplan.configfile import ConfigFile, Finding, Format
 from batchplan.trainers.emitted import EmittedFile, Job
-from batchplan.trainers.hf_comments import how_to_run
-from batchplan.trainers.realise import FSDP, ZERO
-from batchplan.trainers.summary import summary
-from batchplan.trainers.yaml_text import Setting, to_yaml
-from batchplan.units import format_beta
+from batchplan.trainers.format import ZERO, TrainerFormat
+from batchplan.trainers.keymap import written
+from batchplan.trainers.reading import Read, Reading
+from batchplan.trainers.releases import Needs
+from batchplan.trainers.shared import training_arguments as arguments
+from batchplan.trainers.shared.combine import reading
+from batchplan.trainers.shared.deepspeed_json import auto_config, is_deepspeed, to_json
+from batchplan.trainers.shared.flags import flags_of
+from batchplan.trainers.shared.launch import launch_file, read_launch, torchrun
+from batchplan.trainers.shared.model_kwargs import model_file, read_model
+from batchplan.trainers.shared.needs import BESIDE_TRANSFORMERS, FSDP_ARGUMENTS, LOADS_BY_DTYPE
+from batchplan.trainers.shared.precision import WITHOUT_OWN_DTYPES
+from batchplan.trainers.shared.summary import header, start
+from batchplan.trainers.shared.ways import (
+    ADAPTER_WAYS,
+    ARGUMENT_VALUES,
+    DECIDED,
+    FULL_WAYS,
+    LOSSES,
+    REFUSALS,
+)
+from batchplan.trainers.shared.yaml_text import Setting, to_yaml
 
-# Source: transformers.training_args.OptimizerNames.
-_OPTIM: dict[object, str] = {
-    (Optimizer.ADAMW, OptimizerImpl.FUSED): "adamw_torch_fused",
-    (Optimizer.ADAMW, OptimizerImpl.FOREACH): "adamw_torch",
-    Optimizer.ADAMW_8BIT: "adamw_bnb_8bit",
-    Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
-    Optimizer.ADAFACTOR: "adafactor",
-    Optimizer.SGD: "sgd",
-    Optimizer.SGD_MOMENTUM: "sgd",
-    Optimizer.LION: "lion_32bit",
-}
-_AUTOCAST = {
-    # numerics: (bf16, fp16); the dtype the weights are loaded in decides the rest
-    Numerics.FP32: (False, False),
-    Numerics.BF16: (False, False),
-    Numerics.FP16: (False, False),
-    Numerics.BF16_AUTOCAST: (True, False),
-    Numerics.FP16_AUTOCAST: (False, True),
-    Numerics.BF16_MASTER: (True, False),
-    Numerics.FP16_MASTER: (False, True),
-}
-_STAGE = {Sharding.ZERO1: 1, Sharding.ZERO2: 2, Sharding.ZERO3: 3}
+_LAUNCHERS = ("torchrun", "python", "python3", "accelerate", "deepspeed")
+"""Start a script whose flags are TrainingArguments."""
+_CALLS = ("TrainingArguments", "Seq2SeqTrainingArguments")
 
 
-def emit(job: Job) -> tuple[EmittedFile, ...]:
-    """Return the TrainingArguments YAML of a plan, and the DeepSpeed JSON it names if any."""
+def write(job: Job) -> tuple[EmittedFile, ...]:
+    """Return the TrainingArguments YAML of a plan, the files beside it, and how to start it."""
     recipe = job.plan.recipe
-    deepspeed = f"{job.stem}.ds.json" if recipe.sharding in ZERO else None
-    name = f"{job.stem}.yaml"
-    header = [*summary(job), "", *how_to_run(job, name)]
-    main = EmittedFile(name=name, text=to_yaml(header, _settings(job, deepspeed)))
-    if deepspeed is None:
-        return (main,)
-    text = json.dumps(_deepspeed(recipe), indent=2) + "\n"
-    return main, EmittedFile(name=deepspeed, text=text)
+    name, deepspeed = f"{job.stem}.yaml", f"{job.stem}.ds.json"
+    main = EmittedFile(name=name, text=to_yaml(_header(job, name), _settings(job, deepspeed)))
+    beside: tuple[EmittedFile, ...] = ()
+    if recipe.sharding in ZERO:
+        beside = (EmittedFile(name=deepspeed, text=to_json(auto_config(recipe))),)
+    command = f"{torchrun(job)} train.py --config {name}"
+    launch = launch_file(job, command, environment=arguments.hybrid_environment(job))
+    return main, *beside, model_file(job), launch
 
 
-def _settings(job: Job, deepspeed: str | None) -> Iterator[Setting]:
-    plan, recipe, batch = job.plan, job.plan.recipe, job.plan.batch
+def _header(job: Job, name: str) -> Iterator[str]:
+    return header(
+        job,
+        FORMAT,
+        ("Data", f"{job.plan.batch.seq_len} tokens a sequence"),
+        (
+            "Script",
+            f"train.py reads HfArgumentParser(TrainingArguments).parse_yaml_file({name!r}),",
+        ),
+        ("", f"and then loads the model as {job.stem}.model.yaml says"),
+        start(job),
+    )
+
+
+def _settings(job: Job, deepspeed: str) -> Iterator[Setting]:
+    recipe = job.plan.recipe
     yield Setting("output_dir", "out")
-    yield Setting("per_device_train_batch_size", batch.micro_batch)
-    whole = f"x {batch.micro_batch} x {batch.num_ranks} devices = {batch.global_batch_size:,}"
-    yield Setting("gradient_accumulation_steps", batch.accum_steps, f"{whole} sequences a step")
-    if batch.num_ranks > 1:
-        why = "every token weighs the same, whichever device it is on"
-        yield Setting("average_tokens_across_devices", True, why)  # noqa: FBT003
-    rate = _rounded(plan.learning_rate.value)
-    if job.epoch_steps is not None:
-        number = int(job.epochs) if job.epochs == int(job.epochs) else job.epochs
-        each = "" if number == 1 else " each"
-        yield Setting("num_train_epochs", number, f"{job.epoch_steps:,} optimizer steps{each}")
-    yield Setting("learning_rate", rate, f"{plan.learning_rate.rule} rule")
-    yield Setting("lr_scheduler_type", "cosine")
-    if plan.learning_rate.warmup_steps is not None:
-        yield Setting("warmup_steps", int(plan.learning_rate.warmup_steps), "optimizer steps")
-    yield from _optimizer(job, in_deepspeed=deepspeed is not None and _offloads(recipe))
-    bf16, fp16 = _autocast(recipe)
-    yield Setting("bf16", bf16, f"numerics {recipe.numerics.value}")
-    yield Setting("fp16", fp16)
-    yield from _checkpointing(recipe)
-    if recipe.loss is Loss.FUSED:
-        yield Setting("use_liger_kernel", True, "fused loss: needs liger-kernel")  # noqa: FBT003
-    if recipe.sharding in FSDP:
-        yield from _fsdp(job)
-    if deepspeed is not None:
-        yield Setting("deepspeed", deepspeed, f"ZeRO-{_STAGE[recipe.sharding]}; start beside it")
+    yield from arguments.batch_and_rate(job)
+    yield from arguments.optimizer(recipe)
+    yield from arguments.precision(recipe)
+    yield from arguments.checkpointing(recipe)
+    yield from written((arguments.LOSS,), job.options())
+    yield from arguments.fsdp(job)
+    yield from arguments.deepspeed(recipe, deepspeed)
 
 
-def _optimizer(job: Job, *, in_deepspeed: bool) -> Iterator[Setting]:
-    recipe = job.plan.recipe
-    if not in_deepspeed:
-        name = _OPTIM.get(recipe.optimizer) or _OPTIM[recipe.optimizer, recipe.optimizer_impl]
-        yield Setting("optim", name)
-    if recipe.optimizer is Optimizer.SGD_MOMENTUM:
-        yield Setting("optim_args", "momentum=0.9")
-    beta2 = job.plan.learning_rate.beta2
-    if beta2 is not None and beta2 < 1:  # torch refuses 1, which tiny batches may come to
-        yield Setting("adam_beta2", float(format_beta(beta2)), "half-life in tokens kept")
+def read(files: Sequence[ConfigFile]) -> Reading:
+    """Return what the files of one run say."""
+    reads: list[Read] = []
+    problems: list[Finding] = []
+    for file in files:
+        for part in _arguments(file):
+            found, unknown = arguments.read_arguments(part, files)
+            reads += found
+            problems += unknown
+    found, unknown = read_model(files)
+    return reading("hf-trainer", [*reads, *found, *read_launch(files)], [*problems, *unknown])
 
 
-def _autocast(recipe: Recipe) -> tuple[bool, bool]:
-    """Return bf16 and fp16; fp32 adapters over an fp16 base need fp16's loss scaling."""
-    if recipe.method is not Method.FULL and recipe.numerics is Numerics.FP16:
-        return False, True
-    return _AUTOCAST[recipe.numerics]
+def _arguments(file: ConfigFile) -> Iterator[ConfigFile]:
+    """Yield the TrainingArguments of a file: all of a config, a call of a script, flags of its."""
+    if file.format is Format.PYTHON:
+        yield from (file.under(name) for name in file.data if name in _CALLS)
+    elif file.format is Format.SHELL:
+        yield from (part for word in _LAUNCHERS for part in flags_of([file], word))
+    elif file.format in (Format.YAML, Format.JSON) and not is_deepspeed(file):
+        yield file
 
 
-def _rounded(value: float) -> float:
-    """Return four significant digits: more would claim what the rule cannot."""
-    return float(f"{value:.4g}")
-
-
-def _checkpointing(recipe: Recipe) -> Iterator[Setting]:
-    full = recipe.checkpointing is Checkpointing.FULL
-    if full and recipe.sharding in FSDP:
-        yield Setting("gradient_checkpointing", False, "FSDP checkpoints instead, below")  # noqa: FBT003
-        return
-    yield Setting("gradient_checkpointing", full, f"checkpointing {recipe.checkpointing.value}")
-    if full:
-        yield Setting("gradient_checkpointing_kwargs", {"use_reentrant": False})
-
-
-def _fsdp(job: Job) -> Iterator[Setting]:
-    recipe = job.plan.recipe
-    yield Setting("fsdp", True, recipe.sharding.value)  # noqa: FBT003
-    config = {
-        "version": 2,
-        "reshard_after_forward": recipe.sharding is not Sharding.FSDP_GRAD_OP,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "cpu_offload": recipe.offload is Offload.PARAMS,
-        "activation_checkpointing": recipe.checkpointing is Checkpointing.FULL,
-        "state_dict_type": "SHARDED_STATE_DICT",
-    }
-    yield Setting("fsdp_config", config)
-    if job.plan.batch.accum_steps > 1:
-        every = recipe.sync_each_batch
-        why = "shard gradients at once" if every else "whole gradients are held between passes"
-        kwargs = {"gradient_accumulation_kwargs": {"sync_each_batch": every}}
-        yield Setting("accelerator_config", kwargs, why)
-
-
-def _offloads(recipe: Recipe) -> bool:
-    return recipe.offload is not Offload.NONE
-
-
-def _deepspeed(recipe: Recipe) -> dict[str, Any]:
-    """Return DeepSpeed's own file; "auto" takes the value from the TrainingArguments."""
-    stage = _STAGE[recipe.sharding]
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": "auto",
-    }
-    if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": "auto",
-            "stage3_param_persistence_threshold": "auto",
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    config: dict[str, Any] = {
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "zero_optimization": zero,
-    }
-    if _offloads(recipe):
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        params = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
-        config["optimizer"] = {"type": "AdamW", "params": params}
-    if recipe.offload is Offload.PARAMS:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return config
+FORMAT = TrainerFormat(
+    trainer="hf-trainer",
+    needs=(LOADS_BY_DTYPE, FSDP_ARGUMENTS, Needs(package="accelerate"), *BESIDE_TRANSFORMERS),
+    decides=DECIDED | {"loss"},
+    ways=(*FULL_WAYS, *ADAPTER_WAYS),
+    values={
+        **WITHOUT_OWN_DTYPES,
+        **ARGUMENT_VALUES,
+        "loss": LOSSES,
+        "zero_buckets": ("auto",),
+    },
+    refusals=REFUSALS,
+    marks=frozenset({"TrainingArguments", "Seq2SeqTrainingArguments"}),
+    write=write,
+    read=read,
+)

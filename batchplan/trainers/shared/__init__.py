@@ -1,0 +1,1 @@
+"""What several trainers' formats have in common."""
