@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -18,19 +19,21 @@ from batchplan.api.documents import (
 )
 from batchplan.api.epochs import epoch_document, epoch_steps
 from batchplan.api.fields import RecommendFields
+from batchplan.api.measured_noise import noise_document
 from batchplan.api.prepared import goal_inputs, prepare
 from batchplan.api.profiles import OnProgress, Profiles
 from batchplan.api.recipes import numerics_words
-from batchplan.api.request import Request
+from batchplan.api.request import DEFAULT_TRAINER, Request
 from batchplan.api.searching import Question, ask
 from batchplan.api.training import Training
 from batchplan.errors import NoPlanError, SpecError
+from batchplan.experiments.noise_file import NoiseRecord
 from batchplan.learning.references import batch_references
 from batchplan.learning.runs import PublishedRun, comparable_runs
 from batchplan.planner.plan import Answer, Plan
 from batchplan.sources import load_runs
 from batchplan.spec import Batch, Caveat, Gpu, ModelInfo
-from batchplan.trainers import EmittedFile, Job, emit, obstacles
+from batchplan.trainers import EmittedFile, Job, emit, format_of, obstacles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class RecommendAnswer:
     gpu: Gpu
     trainer: str
     versions: dict[str, str]
+    installed: Mapping[str, str]
+    """Packages of the environment that will train."""
     numerics: str
     """Named, or the dtypes in words where they were given apart."""
     found: Answer
@@ -56,6 +61,8 @@ class RecommendAnswer:
     """The whole run, and what is optimised."""
     data: Data | None = None
     """The data set, when one was given."""
+    noise: NoiseRecord | None = None
+    """The measured noise scale, when one was given."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -88,7 +95,7 @@ class RecommendAnswer:
             epoch_steps=steps,
             epochs=self.training.epochs,
         )
-        return emit(self.trainer, job)
+        return emit(self.trainer, job, versions=self.installed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of ``batchplan recommend --json``."""
@@ -112,6 +119,7 @@ class RecommendAnswer:
             "searched": found.searched,
             "epoch": self._epoch(),
             "lengths": data_document(self.data, self._best_batch()),
+            "noise_scale": noise_document(self.noise, self._best_batch(), self.training.fill),
             "reference_runs": [plain(run) for run in self.reference_runs],
             "config": self._config_document(),
             "caveats": caveats_document((*self.caveats, *found.caveats)),
@@ -143,9 +151,18 @@ class RecommendAnswer:
     def _config_document(self) -> dict[str, Any] | None:
         if not self.fits or self.model.source == "--params":
             return None
-        problems = obstacles(self.trainer, self.plans[0].recipe)
-        files = [] if problems else [plain(file) for file in self.config()]
-        return {"trainer": self.trainer, "files": files, "obstacles": list(problems)}
+        problems = list(obstacles(self.trainer, self.plans[0].recipe, versions=self.installed))
+        files: tuple[EmittedFile, ...] = ()
+        if not problems:
+            try:
+                files = self.config()
+            except SpecError as error:  # some trainers know only some models
+                problems = [str(error).rstrip(".")]
+        return {
+            "trainer": self.trainer,
+            "files": [plain(file) for file in files],
+            "obstacles": problems,
+        }
 
 
 def recommend(
@@ -197,14 +214,25 @@ def recommend(
         gpu=request.gpu,
         trainer=request.trainer,
         versions=profiles.versions,
+        installed=request.versions,
         numerics=numerics_words(asked.recipe),
         found=found,
         reference_runs=_comparable_runs(found, profiles.num_params),
         epoch_tokens=prepared.training.epoch_tokens,
         data=prepared.data,
+        noise=prepared.noise,
         training=prepared.training,
         caveats=(*prepared.caveats, *asked.caveats, *profiles.caveats),
     )
+
+
+def config_suffix(trainer: str | None = None) -> str:
+    """Return what the name of a trainer's main config file ends with, such as ``.yaml``.
+
+    Raises:
+        UnknownNameError: when there is no such trainer.
+    """
+    return format_of(trainer or DEFAULT_TRAINER).suffix
 
 
 def _comparable_runs(found: Answer, num_params: int) -> tuple[PublishedRun, ...]:

@@ -45,6 +45,8 @@ class Request:
     seq_len: int
     trainer: str
     defaults: Mapping[str, Default]
+    versions: Mapping[str, str]
+    """Packages of the environment that will train."""
     given: Mapping[str, Any]
     """Recipe fields that the user decided."""
     python: Path | None
@@ -116,7 +118,8 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
     )
     gpu, measured = _as_measured(find_gpu(gpu_text))
     library, assumed = _library(trainer, python)
-    defaults = trainer_defaults(trainer, library_versions(python, library)[library])
+    versions = library_versions(python, library)
+    defaults = trainer_defaults(trainer, versions[library])
     trust, offline = bool(fields.get("trust_remote_code")), bool(fields.get("offline"))
     resolved = None
     num_params = None
@@ -152,6 +155,7 @@ def resolve(model: str | None, fields: SharedFields) -> Request:
         seq_len=seq_len,
         trainer=trainer,
         defaults=defaults,
+        versions=versions,
         given=given,
         python=python,
         revision=fields.get("revision"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from batchplan.api.axes import Axes
@@ -26,6 +26,7 @@ from batchplan.planner import (
     speedups,
 )
 from batchplan.planner import Question as PlannerQuestion
+from batchplan.planner.candidates import clusters, layouts
 from batchplan.planner.hardware import check_attention
 from batchplan.sources import larger_gpus, load_runs
 from batchplan.spec import (
@@ -39,7 +40,14 @@ from batchplan.spec import (
     Sharding,
     nodes_for,
 )
-from batchplan.trainers import obstacles, realisable_shardings
+from batchplan.tracer import profile_key
+from batchplan.trainers import (
+    no_sharding,
+    obstacles,
+    preferred_numerics,
+    realisable_shardings,
+    realised,
+)
 from batchplan.units import parse_percent
 
 _MOST_PLANS = 1000
@@ -66,6 +74,8 @@ class Question:
     searched_fields: tuple[str, ...]
     """Fields of the recipe that the search decides."""
     caveats: tuple[Caveat, ...]
+    noise_tokens: float | None = None
+    """Measured noise scale in tokens of the data."""
 
     def inputs(self) -> dict[str, Any]:
         """Return what was asked beyond the shared inputs, over the recipe's: searched is None."""
@@ -114,7 +124,7 @@ def question(
         raise SpecError(f"--limit {limit:.4g} is too large: at most {_MOST_PLANS:,}.")
     counts = device_counts(devices, request.nodes)
     gpu = request.gpu
-    recipe, caveats = _recipe(request)
+    recipe, caveats = _recipe(request, counts)
     check_attention(recipe, gpu)
     base_batch, in_tokens = (None, False)
     if lr_batch is not None:
@@ -133,7 +143,8 @@ def question(
         attentions=axes.of("attention", gpu),
         seq_len=request.seq_len,
         # Of several values only those that can be configured are worth an answer.
-        is_allowed=partial(_is_realisable, request.trainer) if axes.values else _always,
+        is_allowed=partial(_is_realisable, request) if axes.values else _always,
+        realise=cache(partial(_realise, request)),
     )
     return Question(
         recipe=recipe,
@@ -183,12 +194,7 @@ def planner_question(request: Request, asked: Question, profiles: Profiles) -> P
     pricer: ProfilePricer | StatesPricer
     space = asked.space
     if request.num_params is None:
-        ways = [
-            asked.recipe.model_copy(update={"checkpointing": checkpointing, "attention": attention})
-            for checkpointing in space.checkpointings
-            for attention in space.attentions or (asked.recipe.attention,)
-        ]
-        profiles.fetch(ways, space.seq_len)
+        profiles.fetch(_ways(asked, request.library), space.seq_len)
         pricer = ProfilePricer(profiles=profiles, gpu=request.gpu)
     else:
         pricer = StatesPricer(
@@ -205,10 +211,12 @@ def planner_question(request: Request, asked: Question, profiles: Profiles) -> P
         base_batch_tokens=asked.base_batch_tokens,
         data_tokens=asked.data_tokens,
         fill=asked.fill,
+        noise_tokens=asked.noise_tokens,
         assumes_nodes=space.num_nodes is None,
         assumes_inter_node=space.inter_node_gb_per_s is None,
         checkpointings=space.checkpointings,
-        obstacles=partial(obstacles, request.trainer),
+        obstacles=partial(_obstacles, request),
+        realise=space.realise,
         assumed=frozenset(Recipe.model_fields) - request.given.keys(),
     )
     if request.num_params is not None:
@@ -220,23 +228,51 @@ def planner_question(request: Request, asked: Question, profiles: Profiles) -> P
     return replace(question, larger=tuple(larger))
 
 
-def _is_realisable(trainer: str, recipe: Recipe) -> bool:
-    return not obstacles(trainer, recipe)
+def _ways(asked: Question, library: str) -> list[Recipe]:
+    """Return a recipe for each profile that the search needs."""
+    space = asked.space
+    # Counts of devices differ in nothing that a trace sees but whether there are several.
+    counts = {ranks > 1: cluster for cluster in clusters(space) for ranks in [cluster.num_ranks]}
+    found = {
+        profile_key(layout.recipe, space.seq_len, library): layout.recipe
+        for cluster in counts.values()
+        for layout in layouts(recipe=asked.recipe, space=space, cluster=cluster)
+    }
+    return list(found.values())
+
+
+def _obstacles(request: Request, recipe: Recipe) -> tuple[str, ...]:
+    return obstacles(request.trainer, recipe, versions=request.versions)
+
+
+def _is_realisable(request: Request, recipe: Recipe) -> bool:
+    return not _obstacles(request, recipe)
+
+
+def _realise(request: Request, recipe: Recipe, several_devices: bool) -> Recipe:  # noqa: FBT001
+    """Return what the trainer makes of a recipe; what the user gave stays."""
+    return realised(
+        request.trainer,
+        recipe,
+        versions=request.versions,
+        several_devices=several_devices,
+        given=frozenset(request.given),
+    )
 
 
 def _always(_: Recipe) -> bool:
     return True
 
 
-def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
-    numerics = _default_numerics(request)
+def _recipe(request: Request, counts: tuple[int, ...]) -> tuple[Recipe, tuple[Caveat, ...]]:
+    numerics = _default_numerics(request, counts)
     recipe = fill(request.given, {"numerics": numerics})
     if "numerics" in request.given:
         return recipe, ()
     given = [request.given.get(name) is not None for name in DTYPE_FIELDS]
     if all(given):
         return recipe, ()
-    planned = f"{numerics.value} is planned ({_MEANING[numerics]})"
+    planned = f"{numerics.value} is planned ({_meaning(numerics, recipe.method)})"
     if any(given):
         words = numerics_words(recipe)
         planned = f"{numerics.value} fills in the dtypes that were not given ({words})"
@@ -245,30 +281,45 @@ def _recipe(request: Request) -> tuple[Recipe, tuple[Caveat, ...]]:
 
 
 _MEANING = {
-    Numerics.BF16_MASTER: "16-bit weights with fp32 copies of what trains",
-    Numerics.FP16_MASTER: "16-bit weights with fp32 copies of what trains; the GPU has no bf16",
-    Numerics.BF16_AUTOCAST: "fp32 weights, 16-bit arithmetic",
-    Numerics.FP16_AUTOCAST: "fp32 weights, 16-bit arithmetic; the GPU has no bf16",
-    Numerics.BF16: "a 16-bit base under fp32 adapters",
-    Numerics.FP16: "a 16-bit base under fp32 adapters; the GPU has no bf16",
+    "master": "16-bit weights with fp32 copies of what trains",
+    "autocast": "fp32 weights, 16-bit arithmetic",
 }
+_BARE = {Method.FULL: "all of it in {width} bits"}
+"""Numerics of one dtype alone where all trains; beside adapters only the base has it."""
 
 
-def _default_numerics(request: Request) -> Numerics:
-    """Return numerics that keep fp32 values of whatever trains."""
-    has_bf16 = request.gpu.has_bf16
-    if request.given.get("method", Method.FULL) != Method.FULL:
-        return Numerics.BF16 if has_bf16 else Numerics.FP16
-    if request.given.get("sharding") == Sharding.DDP:
-        # DDP keeps its fp32 values by training fp32 weights under autocast.
-        return Numerics.BF16_AUTOCAST if has_bf16 else Numerics.FP16_AUTOCAST
-    return Numerics.BF16_MASTER if has_bf16 else Numerics.FP16_MASTER
+def _meaning(numerics: Numerics, method: Method) -> str:
+    half, _, kind = numerics.value.partition("-")
+    bare = _BARE.get(method, "a {width}-bit base under fp32 adapters")
+    meaning = _MEANING.get(kind) or bare.format(width=half[2:])
+    return meaning if half == "bf16" else f"{meaning}; the GPU has no bf16"
+
+
+def _default_numerics(request: Request, counts: tuple[int, ...]) -> Numerics:
+    """Return numerics that keep fp32 values of whatever trains, where the trainer can."""
+    given = request.given
+    sharding = given.get("sharding")
+    return preferred_numerics(
+        request.trainer,
+        method=Method(given.get("method", Method.FULL)),
+        sharding=None if sharding is None else Sharding(sharding),
+        has_bf16=request.gpu.has_bf16,
+        counts=counts,
+    )
 
 
 def _shardings(request: Request, recipe: Recipe, counts: tuple[int, ...]) -> tuple[Sharding, ...]:
     nodes = request.nodes or max(nodes_for(num_ranks) for num_ranks in counts)
-    found = realisable_shardings(request.trainer, recipe.numerics, max(counts), num_nodes=nodes)
-    return (recipe.sharding,) if "sharding" in request.given else found
+    if "sharding" in request.given:
+        return (recipe.sharding,)
+    found = realisable_shardings(
+        request.trainer, recipe.numerics, max(counts), num_nodes=nodes, method=recipe.method
+    )
+    if not found:
+        what = f"--method {recipe.method.value} with --numerics {recipe.numerics.value}"
+        why = no_sharding(request.trainer, recipe, max(counts))
+        raise SpecError(f"{request.trainer} cannot run {what}: {why}.")
+    return found
 
 
 def _pinned(request: Request, name: str, recipe: Recipe, searched: tuple[Any, ...]) -> Any:

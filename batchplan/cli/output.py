@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from batchplan.errors import BatchplanError, SpecError
 
+STEM = "plan"
+"""Name of a config's files where only their folder was given."""
+_SAME_SUFFIX = {".yaml": (".yml",)}
 WARNED = frozenset({"seq-len-beyond-model"})
 """Caveats that are also said on stderr, where a script's user sees them."""
 
@@ -59,14 +62,24 @@ def refuse_unwritable(path: Path | None) -> None:
         _target(path)
 
 
-def refuse_json(path: Path | None) -> None:
-    """Refuse a name that says JSON for a config that is YAML.
+def main_file(path: Path, suffix: str) -> Path:
+    """Return the main file of a config: the file ``path`` names, or one in that folder.
+
+    A name with a suffix is a file, any other a folder, which need not be there yet.
 
     Raises:
-        SpecError: when it does.
+        SpecError: when the name has another suffix than the config, or cannot be written.
     """
-    if path is not None and path.suffix.lower() == ".json":
-        raise SpecError(f"Cannot write {path}: the config is YAML. Name a .yaml file.")
+    kinds = (suffix, *_SAME_SUFFIX.get(suffix, ()))
+    if path.is_dir() or not path.suffix:
+        refuse_unwritable(path / f"{STEM}{suffix}" if path.is_dir() else path)
+        return path / f"{STEM}{suffix}"
+    if path.suffix.lower() not in kinds:
+        raise SpecError(
+            f"Cannot write {path}: the config is a {suffix} file. Name one, or a folder."
+        )
+    refuse_unwritable(path)
+    return path
 
 
 def _target(path: Path) -> Path:

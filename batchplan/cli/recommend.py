@@ -42,6 +42,11 @@ _GOAL = {
         "Global batch --lr works at: sequences, or tokens with a suffix. Default: this plan's.",
         metavar="BATCH",
     ),
+    "noise": option(
+        Path,
+        "File of `batchplan noise -o`: plans are weighed against it. Default: none.",
+        metavar="FILE",
+    ),
     "optimize": option(
         spec.Objective,
         "What is best among what fits. Default: throughput, or time with --deadline.",
@@ -112,13 +117,24 @@ _SEARCHED = {
 }
 
 
+_FOLDER = {
+    "output": option(
+        Path,
+        "Write the trainer's files for the best plan to a folder, or beside a named main file.",
+        "-o",
+        "--output",
+        metavar="FOLDER|FILE",
+    )
+}
+
+
 @takes(
     _GOAL,
     {**SUBJECT, **_GPU},
     DATA,
     worded(BATCH, **_SEARCHED),
     worded(RECIPE, **_SEARCHED) | _AXES,
-    worded(OUTPUT, written="the trainer config of the best plan"),
+    {**OUTPUT, **_FOLDER},
 )
 def recommend(model: MODEL = None, **options: Any) -> int:
     """Find the batch configurations that reach a target and fit, fastest first.
@@ -126,13 +142,14 @@ def recommend(model: MODEL = None, **options: Any) -> int:
     Example: batchplan recommend Qwen/Qwen2.5-7B --gpu a100-80gb --devices 8 --target-tokens 1M
     """
     from batchplan.api import recommend as answer_recommend
-    from batchplan.cli.output import Progress, deliver, refuse_json, refuse_unwritable, warn
+    from batchplan.api.recommending import config_suffix
+    from batchplan.cli.output import Progress, deliver, main_file, warn
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     output, explain = options.pop("output"), options.pop("explain")
     verbose = options.pop("verbose")
-    refuse_json(output)
-    refuse_unwritable(output)
+    if output is not None:
+        output = main_file(output, config_suffix(options["trainer"]))
     probe = options.pop("probe")
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("gpu") == ANY_GPU and not probe:
@@ -185,6 +202,7 @@ def _write_config(answer: RecommendAnswer, output: Path, *, quiet: bool) -> None
         if not quiet:
             print(f"warning: nothing fits, so {output} was not written", file=sys.stderr)
         return
+    output.parent.mkdir(exist_ok=True)
     main, *others = answer.config(stem=output.stem)
     beside = [(output.parent / file.name, file.text) for file in others]
     write_files([*beside, (output, main.text)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from batchplan.learning import PublishedRun, advise, smaller_batch_note
 from batchplan.learning.advice import PRETRAINING_TOKENS, LearningRate
 from batchplan.memory import Estimate
-from batchplan.planner.candidates import Layout, deviation
+from batchplan.planner.candidates import Layout, Realise, as_it_is, deviation
 from batchplan.planner.explain import explain_peak
 from batchplan.planner.plan import Plan
 from batchplan.planner.pricing import Pricer
@@ -50,6 +50,8 @@ class Question:
     data_tokens: int | None = None
     """Tokens of the data set, padding included; None where that is not known."""
     fill: float = 1.0
+    noise_tokens: float | None = None
+    """Measured noise scale in tokens of the data; None was not measured."""
     """Share of all tokens that is no padding: what published batches count."""
     assumes_nodes: bool = False
     """Whether the number of nodes follows from the devices; nobody gave it."""
@@ -61,6 +63,8 @@ class Question:
     """The same on larger devices, smallest first: what may be named when nothing fits."""
     obstacles: Callable[[Recipe], tuple[str, ...]] = _no_obstacles
     """What the trainer has no setting for, in words; a change never adds to it."""
+    realise: Realise = as_it_is
+    """What the trainer makes of a changed recipe."""
     assumed: frozenset[str] = frozenset()
     """Fields of the recipe that nobody gave: they follow when others change, without a word."""
 
@@ -134,6 +138,9 @@ def _learning_rate(question: Question, recipe: Recipe, batch: Batch) -> Learning
         base_batch_tokens=question.base_batch_tokens,
         runs=runs,
         data_tokens=question.data_tokens,
+        noise_scale=None
+        if question.noise_tokens is None
+        else question.noise_tokens / (batch.seq_len * question.fill),
     )
 
 

@@ -42,6 +42,15 @@ OFFLOADS: dict[Sharding, frozenset[Offload]] = {
 FSDP = frozenset({Sharding.FSDP_GRAD_OP, Sharding.FSDP_FULL, Sharding.FSDP_HYBRID})
 
 
+Realise = Callable[[Recipe, bool], Recipe]
+"""From a recipe, and whether several devices train, to the recipe that really runs."""
+
+
+def as_it_is(recipe: Recipe, several_devices: bool) -> Recipe:  # noqa: ARG001, FBT001
+    """Return the recipe: nothing but what it says decides how it runs."""
+    return recipe
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
     """What may vary; a tuple of one value, or a number instead of None, is a pin."""
@@ -65,6 +74,8 @@ class SearchSpace:
     """FSDP only; None keeps the recipe's."""
     is_allowed: Callable[[Recipe], bool] = lambda _: True
     """What else a recipe must pass, such as that the trainer can run it."""
+    realise: Realise = as_it_is
+    """What the trainer makes of a recipe, on one device or on several."""
     seq_len: int
 
     def __post_init__(self) -> None:
@@ -150,8 +161,10 @@ def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator
     """Yield every valid (sharding, offload, checkpointing, attention) on one cluster.
 
     One rank holds everything whatever the strategy, so there only the first allowed one is tried
-    for each offload. Hybrid sharding needs several ranks on each of several nodes.
+    for each offload. Hybrid sharding needs several ranks on each of several nodes. What the
+    trainer makes of two recipes may be one.
     """
+    seen = set()
     attentions = space.attentions or (recipe.attention,)
     for offload in space.offloads:
         for sharding in _shardings(space, cluster, offload):
@@ -164,8 +177,9 @@ def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator
                     "attention": attention,
                     "sync_each_batch": sync,
                 }
-                varied = recipe.model_copy(update=fields)
-                if space.is_allowed(varied):
+                varied = space.realise(recipe.model_copy(update=fields), cluster.num_ranks > 1)
+                if varied not in seen and space.is_allowed(varied):
+                    seen.add(varied)
                     yield Layout(recipe=varied, cluster=cluster)
 
 

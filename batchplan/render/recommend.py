@@ -9,6 +9,7 @@ from batchplan.render.bill import print_bill, print_peak
 from batchplan.render.estimate import print_subject, sequences, split
 from batchplan.render.learning import print_advice, print_comparable_runs, print_references
 from batchplan.render.lengths import print_data
+from batchplan.render.noise import print_plan_noise
 from batchplan.render.page import Page
 from batchplan.units import GIB, format_bytes, format_count, format_seconds
 
@@ -141,6 +142,7 @@ def _print_best(page: Page, document: Mapping[str, Any], *, explain: bool, verbo
     epoch = document["epoch"]
     told = [] if epoch is None else [caveat["code"] for caveat in epoch["caveats"]]
     print_advice(page, best["learning_rate"], told=told)
+    print_plan_noise(page, document["noise_scale"])
     if epoch is not None:
         print_references(page, epoch["batch_references"], explain=explain)
     print_comparable_runs(page, document["reference_runs"])
@@ -261,8 +263,8 @@ def _print_config(page: Page, document: Mapping[str, Any]) -> None:
             page.bullet(f"{config['trainer']}: {problem}.")
         return
     names = [file["name"] for file in config["files"]]
-    hint = f"; -o {names[0]} writes {' and '.join(names)}"
+    page.title(f"Config for {config['trainer']}: {', '.join(names)}")
+    page.line("-o FOLDER/ writes them.")
     for file in config["files"]:
-        written = hint if file["name"] == names[0] else ""
-        page.title(f"{file['name']} ({config['trainer']}{written})")
+        page.title(file["name"])
         page.verbatim(file["text"])

@@ -360,11 +360,15 @@ def as_run(attempt: Attempt) -> Attempt | None:
 
     What has to follow is said only where the user had given it.
     """
-    obstacles, assumed = attempt.question.obstacles, attempt.question.assumed
+    question = attempt.question
+    obstacles, assumed = question.obstacles, question.assumed
     known = set(obstacles(attempt.start.plan.recipe))
     for settings in _settings(attempt):
         told = {name: value.value for name, value in settings.items() if name not in assumed}
         settled = attempt.change(told, **settings)
+        settled = replace(
+            settled, recipe=question.realise(settled.recipe, settled.cluster.num_ranks > 1)
+        )
         if known.issuperset(obstacles(settled.recipe)):
             return settled
     return None
