@@ -115,11 +115,18 @@ class Policy:
         return words if weights is None else f"{words} over {weights} weights"
 
     def _value(self, row: Default) -> Value:
-        if row.value == PEFT_TARGETS:
-            return peft_targets(str(self._request.config.get("model_type", "")))
-        if row.value != CHECKPOINT:
-            return row.value
-        if self._request.resolved is None:
-            return Numerics.BF16.value  # what nearly every published checkpoint is saved in
-        # A dtype and the numerics in nothing but that dtype have one name.
-        return checkpoint_numerics(self._request.config).value
+        resolved = self._request.resolved
+        return row_value(row, None if resolved is None else self._request.config)
+
+
+def row_value(row: Default, config: Mapping[str, object] | None) -> Value:
+    """Return the value of a row, looked up in the model's config where that decides.
+
+    Without a model, what nearly every published checkpoint is saved in: bf16.
+    """
+    if row.value == PEFT_TARGETS:
+        return peft_targets(str((config or {}).get("model_type", "")))
+    if row.value != CHECKPOINT:
+        return row.value
+    # A dtype and the numerics in nothing but that dtype have one name.
+    return Numerics.BF16.value if config is None else checkpoint_numerics(config).value
