@@ -242,7 +242,7 @@ def _from_dataset(
 
     return measure(
         Path(given["dataset"]).expanduser(),
-        tokenizer=_tokenizer(request, given.get("tokenizer")),
+        tokenizer=own_tokenizer(request, given.get("tokenizer")),
         length_column=given.get("length_column"),
         text_column=given.get("text_column"),
         retokenize="tokenizer" in given,
@@ -253,7 +253,7 @@ def _from_dataset(
 _MEASURES = {"dataset": _from_dataset, "lengths": _from_lengths}
 
 
-def _tokenizer(request: Request, given: str | None) -> Any:
+def own_tokenizer(request: Request, given: str | None) -> Any:
     """Return the tokenizer that was named, or the model's own; None without a model."""
     from batchplan.sources.tokenizer import TokenizerName
 

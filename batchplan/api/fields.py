@@ -114,6 +114,8 @@ class GoalFields(TypedDict, total=False):
     """Hours that the whole run may take; then ``time`` is optimised."""
     gpu_price: float | str | PathLike[str] | None
     """Of one device and hour, or a file of ``name,price`` lines."""
+    noise: str | PathLike[str] | None
+    """A file of ``batchplan noise``: the measured noise scale, which plans are weighed against."""
     pareto: bool
     """Whether to add the plans that no other beats in time, memory and devices at once."""
     rescues: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from batchplan.api.checks import option, shown, whole
@@ -67,6 +68,7 @@ def learning_rate(
     beta2: float | str | None = None,
     weight_decay: float | str | None = None,
     noise_scale: int | str | None = None,
+    noise: str | PathLike[str] | None = None,
     params: int | float | str | None = None,
     data_tokens: int | str | None = None,
     loss: float | str | None = None,
@@ -83,6 +85,7 @@ def learning_rate(
         beta2: Adam's beta2 before; None is 0.999.
         weight_decay: AdamW's weight decay before.
         noise_scale: the measured gradient noise scale, in the form of a batch; rules stop there.
+        noise: a file of ``batchplan noise``, in place of ``noise_scale``.
         params: parameters of the model, for critical batches and published runs.
         data_tokens: tokens of the data; alone (with ``params``) it gives critical batches only.
         loss: nats per token, for Kaplan's critical batch.
@@ -103,6 +106,7 @@ def learning_rate(
         "beta2": None if beta2 is None else positive_number("beta2", beta2, "0.95"),
         "weight_decay": _optional_number("weight_decay", weight_decay, "0.1"),
         "noise_scale": noise_scale,
+        "noise": None if noise is None else str(noise),
         "params": _optional_count("params", params),
         "data_tokens": _optional_count("data_tokens", data_tokens),
         "loss": _optional_number("loss", loss, "2.5"),
@@ -191,7 +195,6 @@ def _change(inputs: Mapping[str, Any], unit: str) -> Change | None:
     before, after = (
         _counted(name, inputs[f"{name}_batch"], unit, length) for name in ("from", "to")
     )
-    noise = inputs["noise_scale"]
     tokens = after if unit == TOKENS else None if length is None else after * length
     if inputs["data_tokens"] is not None and tokens is None:
         raise SpecError("--data-tokens is in tokens and --to in sequences: add --seq-len.")
@@ -202,9 +205,26 @@ def _change(inputs: Mapping[str, Any], unit: str) -> Change | None:
         method=inputs["method"],
         sequences=after if unit == SEQUENCES else None,
         tokens=tokens,
-        noise_scale=None if noise is None else _counted("noise_scale", noise, unit, length),
+        noise_scale=_noise_scale(inputs, unit),
         beta2=inputs["beta2"] or DEFAULT_BETA2,
     )
+
+
+def _noise_scale(inputs: Mapping[str, Any], unit: str) -> float | None:
+    """Return the measured noise scale in a unit, from the option or the file that has it."""
+    given, path, length = (inputs[name] for name in ("noise_scale", "noise", "seq_len"))
+    if given is not None and path is not None:
+        raise SpecError("Give --noise-scale or --noise, not both.")
+    if given is not None:
+        return _counted("noise_scale", given, unit, length)
+    if path is None:
+        return None
+    from batchplan.api.measured_noise import bounded_noise
+
+    record = bounded_noise(path)
+    if unit == TOKENS:
+        return record.tokens.value
+    return record.sequences.value if length is None else record.tokens.value / length
 
 
 def _refuse_what_is_adams(inputs: Mapping[str, Any]) -> None:
@@ -219,7 +239,7 @@ def _refuse_without_change(inputs: Mapping[str, Any]) -> None:
         raise SpecError(
             "Give --lr, --from and --to; or --data-tokens (and --params) for critical batches."
         )
-    for name in ("noise_scale", "weight_decay", "beta2"):
+    for name in ("noise_scale", "noise", "weight_decay", "beta2"):
         if inputs[name] is not None:
             raise SpecError(f"{option(name)} needs --lr, --from and --to.")
 

@@ -18,10 +18,12 @@ from batchplan.api.data import (
     time_share,
 )
 from batchplan.api.fields import AskedFields, GoalFields, RecommendFields
+from batchplan.api.measured_noise import given_noise, noise_caveats
 from batchplan.api.profiles import OnProgress
 from batchplan.api.request import Request
 from batchplan.api.searching import Question, question
 from batchplan.api.training import Training, training
+from batchplan.experiments.noise_file import NoiseRecord
 from batchplan.spec import Caveat, Gpu, Objective
 
 DEFAULT_LIMIT = 5
@@ -38,6 +40,8 @@ class Prepared:
     training: Training
     axes: Axes
     goal: GoalFields
+    noise: NoiseRecord | None = None
+    """What was measured of the model's gradients."""
 
     @property
     def devices(self) -> int | str:
@@ -47,7 +51,13 @@ class Prepared:
     @property
     def caveats(self) -> tuple[Caveat, ...]:
         """What holds for every device."""
-        return (*self.request.caveats, *data_caveats(self.data), *self.target.caveats)
+        about_noise = noise_caveats(self.noise, self.request)
+        return (
+            *self.request.caveats,
+            *data_caveats(self.data),
+            *self.target.caveats,
+            *about_noise,
+        )
 
     def on(self, gpu: Gpu) -> tuple[Request, Question]:
         """Return the request and the question for one device.
@@ -58,7 +68,7 @@ class Prepared:
         """
         goal = self.goal
         request = replace(self.request, gpu=gpu)
-        return request, question(
+        asked = question(
             request,
             target_tokens=self.target.tokens,
             target_sequences=self.target.sequences,
@@ -76,6 +86,9 @@ class Prepared:
             rescues=goal.get("rescues", False),
             axes=self.axes,
         )
+        if self.noise is not None:
+            asked = replace(asked, noise_tokens=self.noise.tokens.value)
+        return request, asked
 
 
 def prepare(
@@ -124,6 +137,7 @@ def prepare(
         training=run,
         axes=axes,
         goal=cast(GoalFields, goal),
+        noise=given_noise(goal.get("noise")),
     )
 
 
@@ -135,5 +149,6 @@ def goal_inputs(prepared: Prepared) -> dict[str, Any]:
         "epoch_tokens": None if prepared.data else run.epoch_tokens,
         "epochs": goal.get("epochs"),
         "deadline": goal.get("deadline"),
+        "noise": None if goal.get("noise") is None else str(goal["noise"]),
         "gpu_price": None if goal.get("gpu_price") is None else str(goal["gpu_price"]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO, Any
 
 from batchplan import spec
@@ -27,6 +28,9 @@ _BATCH = {
     ),
     "noise_scale": option(
         str, "Measured gradient noise scale, as a batch. Default: none.", metavar="BATCH"
+    ),
+    "noise": option(
+        Path, "File of `batchplan noise -o`, in place of --noise-scale.", metavar="FILE"
     ),
 }
 _TRAINING = {

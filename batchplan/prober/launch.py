@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from batchplan.prober.trial import Device, Job
 
 PACKAGE = Path(__file__).parents[1]
+PARTS = ("tracer", "prober")
+"""Whose worker packages a trial needs."""
 
 # The worker's packages are loaded by path: the interpreter may not have batchplan, or another
 # release of it, and must not see modules that lie in the current folder.
@@ -18,11 +21,11 @@ import sys
 if sys.path[:1] == [""]:
     del sys.path[0]
 import importlib.util, types
-where = sys.argv[1]
-for name in ("batchplan", "batchplan.tracer", "batchplan.prober"):
+where, parts = sys.argv[1], sys.argv[2].split(",")
+for name in ("batchplan", *(f"batchplan.{part}" for part in parts)):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = []
-for part in ("tracer", "prober"):
+for part in parts:
     name, folder = f"batchplan.{part}.worker", f"{where}/{part}/worker"
     spec = importlib.util.spec_from_file_location(
         name, folder + "/__init__.py", submodule_search_locations=[folder]
@@ -30,8 +33,8 @@ for part in ("tracer", "prober"):
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
     spec.loader.exec_module(package)
-from batchplan.prober.worker.main import main
-sys.exit(main(sys.argv[2:]))
+main = importlib.import_module(f"batchplan.{parts[-1]}.worker.main").main
+sys.exit(main(sys.argv[3:]))
 """
 
 # With one arena and every block of 64 KiB or more mapped on its own, what the kernel counts for
@@ -48,21 +51,35 @@ _EXACT_MALLOC = {
 }
 
 
-def command(job: Job, request_file: Path | None = None) -> list[str]:
-    """Return the command line; several ranks read their request in a file, one on stdin."""
-    python = str(job.python or sys.executable)
+def worker_command(
+    *,
+    python: Path | None,
+    parts: Sequence[str] = PARTS,
+    num_ranks: int = 1,
+    request_file: Path | None = None,
+) -> list[str]:
+    """Return the command line; several ranks read their request in a file, one on stdin.
+
+    Args:
+        python: the interpreter; None is ours.
+        parts: whose worker packages are loaded; the last one's ``main`` runs.
+        num_ranks: processes that torchrun starts where there is a file.
+        request_file: holds the request.
+    """
+    own = str(python or sys.executable)
+    worker = (own, "-c", _BOOTSTRAP, str(PACKAGE), ",".join(parts))
     if request_file is None:
-        return [python, "-c", _BOOTSTRAP, str(PACKAGE)]
+        return [*worker]
     return [
-        *(python, "-m", "torch.distributed.run"),
-        *("--standalone", "--nproc-per-node", str(job.num_ranks), "--no-python"),
-        *(python, "-c", _BOOTSTRAP, str(PACKAGE), str(request_file)),
+        *(own, "-m", "torch.distributed.run"),
+        *("--standalone", "--nproc-per-node", str(num_ranks), "--no-python"),
+        *(*worker, str(request_file)),
     ]
 
 
-def environment(job: Job, folder: Path) -> dict[str, str]:
-    """Return the worker's environment; its temporary files are made in ``folder``."""
-    added: dict[str, str] = {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+def environment(job: Job) -> dict[str, str]:
+    """Return what a trial's worker has in its environment beside ours."""
+    added: dict[str, str] = {"PYTHONUNBUFFERED": "1"}
     if job.device is Device.CPU:
         # One thread, unless the user's environment has another number: peaks then repeat exactly.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -71,7 +88,7 @@ def environment(job: Job, folder: Path) -> dict[str, str]:
         added |= {"HF_HUB_OFFLINE": "1"}
     if job.recipe.expandable_segments:
         added |= _expandable(os.environ)
-    return {**os.environ, **added}
+    return added
 
 
 def _expandable(given: Any) -> dict[str, str]:

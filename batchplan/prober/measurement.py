@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from batchplan.errors import ProbeError
 from batchplan.prober.comparison import Compared
 from batchplan.prober.places import contributed_dir, data_dir, measurement_files
+from batchplan.prober.saving import public_name, write_new
 from batchplan.prober.search import INCONCLUSIVE, Found
 from batchplan.prober.trial import Device, Job, Trial
 from batchplan.spec import Batch, Caveat, Recipe
@@ -124,7 +119,7 @@ def measurement(
             driver=driver,
         ),
         versions=dict((found.best or last).versions),
-        model_id=_public(model_id),
+        model_id=public_name(model_id),
         config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         recipe=job.recipe,
         batch=Batch(
@@ -142,49 +137,15 @@ def measurement(
     )
 
 
-def _public(model_id: str) -> str:
-    is_path = model_id.startswith((".", "~")) or Path(model_id).is_absolute()
-    return Path(model_id).name if is_path else model_id
-
-
 def save(measured: Measurement, folder: Path | None = None) -> Path:
     """Write one new file and return its path; what is there is never replaced.
 
     Raises:
         ProbeError: when it cannot be written.
     """
-    folder = folder or data_dir()
+    names = (measured.device.name, measured.model_id)
     text = measured.model_dump_json(indent=2) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            path = _reserve(folder, measured)
-            try:
-                Path(temporary).replace(path)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-        finally:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
-    except OSError as error:
-        raise ProbeError(f"The measurement could not be saved in {folder}: {error}") from error
-    return path
-
-
-def _reserve(folder: Path, measured: Measurement) -> Path:
-    """Return the path of a new, empty file, which readers skip until it is filled."""
-    names = (measured.created.strftime("%Y%m%dT%H%M%SZ"), measured.device.name, measured.model_id)
-    stem = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") for name in names)[:150]
-    for number in count(1):
-        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
-        with suppress(FileExistsError):
-            path.open("x").close()
-            return path
-    raise AssertionError("unreachable")  # count() has no end
+    return write_new(folder or data_dir(), names, text, created=measured.created)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchplan.errors import ProbeError, SpecError
 from batchplan.prober.trial import Device
@@ -24,9 +24,20 @@ IDLE_BYTES = GIB
 """Taken of an idle GPU at most: the driver keeps 0.25 to 0.85 GiB for itself."""
 MOST = 0.5
 """A device of which others hold more than this share is left alone, unless a limit is given."""
-NO_GPU = (
-    "--device cpu --memory-limit 2GiB trains on the CPU, or let `batchplan estimate` answer for "
-    "a GPU that is not here."
+
+
+class Advice(NamedTuple):
+    """What to try where a command finds no GPU."""
+
+    no_gpu: str
+    too_few: str
+    """With a place for the number that was asked for."""
+
+
+PROBE_ADVICE = Advice(
+    no_gpu="--device cpu --memory-limit 2GiB trains on the CPU, or let `batchplan estimate` answer "
+    "for a GPU that is not here.",
+    too_few="--as-rank-of {} finds the micro-batch of one rank on one GPU.",
 )
 _MEMINFO = Path("/proc/meminfo")
 
@@ -84,6 +95,7 @@ def look(
     nvml: Any = None,
     visible_devices: str | None = None,
     meminfo: Path = _MEMINFO,
+    advice: Advice = PROBE_ADVICE,
 ) -> State:
     """Return what is free on a device and who is on it; nothing on it is touched.
 
@@ -97,16 +109,17 @@ def look(
         nvml: the ``pynvml`` module; None imports it.
         visible_devices: value of ``CUDA_VISIBLE_DEVICES``; None reads the environment.
         meminfo: the kernel's account of the host's memory.
+        advice: what to try when there is none.
 
     Raises:
         ProbeError: when there is no such device, or there are not enough of them.
     """
     if device is Device.CUDA:
-        states = _cuda_states(nvml, visible_devices)
+        states = _cuda_states(nvml, visible_devices, advice.no_gpu)
         if len(states) < num_devices:
             raise ProbeError(
-                f"--devices {num_devices}: this machine shows {len(states)}. --as-rank-of "
-                f"{num_devices} finds the micro-batch of one rank on one GPU."
+                f"--devices {num_devices}: this machine shows {len(states)}. "
+                f"{advice.too_few.format(num_devices)}"
             )
         return min(states[:num_devices], key=lambda state: state.free_bytes or 0)
     total, available = _host_memory(meminfo) if device is Device.CPU else (None, None)
@@ -186,10 +199,10 @@ def _try(state: State) -> str:
     )
 
 
-def _cuda_states(nvml: Any, visible_devices: str | None) -> list[State]:
+def _cuda_states(nvml: Any, visible_devices: str | None, advice: str) -> list[State]:
     """Return what torch calls ``cuda``: NVIDIA's, and AMD's where there is none of NVIDIA's."""
     try:
-        with visible_gpus(nvml, visible_devices, advice=NO_GPU) as (driver, handles):
+        with visible_gpus(nvml, visible_devices, advice=advice) as (driver, handles):
             return [_cuda_state(driver, handle) for handle in handles]
     except ProbeError:
         states = [_amd_state(card) for card in amd_cards()]

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import pairwise
-from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from batchplan.errors import ProbeError, SpecError, TraceError
-from batchplan.prober.launch import command, environment
+from batchplan.prober.child import Child
+from batchplan.prober.launch import environment
 from batchplan.prober.request import probe_request
 from batchplan.prober.trial import Device, Job, Outcome, RankPeaks, Trial
 from batchplan.tracer.environment import library_versions
@@ -32,8 +23,6 @@ Progress = Callable[[str], None]
 
 START_SECONDS = 300.0
 """For loading torch and building the model; a trial's own timeout starts after it."""
-_GRACE_SECONDS = 5.0
-"""For what remains to be read once a worker has been killed or has said its last."""
 _STOPPED = "stopped"
 """How a rank ended because another one failed: ``worker/ranks.py``."""
 _FIGURES = [field.name for field in fields(RankPeaks) if field.name != "rank"]
@@ -63,7 +52,7 @@ class Trials:
         self._job = job
         self._request = probe_request(job)
         self._on_progress = on_progress or _say_nothing
-        self._worker: _Worker | None = None
+        self._worker: Child | None = None
         try:
             library_versions(job.python)
         except TraceError as error:
@@ -107,7 +96,12 @@ class Trials:
         story = _Story(self._job, micro_batch)
         try:
             asked = {"micro_batch": micro_batch, "memory_limit_bytes": limit_bytes}
-            worker = self._worker = self._worker or _Worker(self._job, self._request | asked)
+            worker = self._worker = self._worker or Child(
+                self._request | asked,
+                python=self._job.python,
+                environment=environment(self._job),
+                num_ranks=self._job.num_ranks,
+            )
             self._follow(worker, story, asked)
         except BaseException:
             self._end()
@@ -116,7 +110,7 @@ class Trials:
             self._end()
         return story.trial(time.monotonic() - started)
 
-    def _follow(self, worker: _Worker, story: _Story, asked: dict[str, Any]) -> None:
+    def _follow(self, worker: Child, story: _Story, asked: dict[str, Any]) -> None:
         deadline = time.monotonic() + START_SECONDS + self._job.timeout_seconds
         if worker.is_ready:
             deadline = self._ask(worker, asked)
@@ -138,7 +132,7 @@ class Trials:
                 self._on_progress(f"micro-batch {story.micro_batch}: {event['text']}")
             story.read(event)
 
-    def _ask(self, worker: _Worker, asked: dict[str, Any]) -> float:
+    def _ask(self, worker: Child, asked: dict[str, Any]) -> float:
         """Have a micro-batch tried; return when that has to be over."""
         worker.write(asked)
         return time.monotonic() + self._job.timeout_seconds
@@ -298,104 +292,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-class _Worker:
-    """One child in a session of its own, with a folder for its temporary files."""
-
-    def __init__(self, job: Job, request: dict[str, Any]) -> None:
-        self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.is_ready = False
-        self._tail: deque[str] = deque(maxlen=60)
-        self._folder = Path(tempfile.mkdtemp(prefix="batchplan-probe-"))
-        try:
-            file = None
-            if job.num_ranks > 1:
-                file = self._folder / "request.json"
-                file.write_text(json.dumps(request), encoding="utf-8")
-            self._child = subprocess.Popen(
-                command(job, file),
-                env=environment(job, self._folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._remove_folder()
-            raise SpecError(
-                f"--python {job.python or sys.executable} does not start: {error}"
-            ) from error
-        except BaseException:
-            self._remove_folder()
-            raise
-        assert self._child.stdout is not None
-        assert self._child.stderr is not None
-        self._readers = [
-            threading.Thread(target=self._listen, args=(self._child.stdout,), daemon=True),
-            threading.Thread(target=self._keep_tail, args=(self._child.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
-        if job.num_ranks == 1:
-            self.write(request)
-
-    def wait(self) -> int:
-        """Return the exit code of a worker that has closed its stdout."""
-        try:
-            return self._child.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self._child.wait()
-
-    def last_words(self) -> str:
-        """Return the end of its stderr."""
-        self._readers[1].join(timeout=_GRACE_SECONDS)
-        return "\n".join(self._tail)
-
-    def kill(self) -> None:
-        """Kill it and whatever it started: its group, and by their lifelines the rest."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            else:
-                self._child.kill()
-
-    def close(self) -> None:
-        """Kill it, and remove what it leaves."""
-        self.kill()
-        self._child.wait()
-        for reader in self._readers:
-            reader.join(timeout=_GRACE_SECONDS)
-        for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def write(self, message: dict[str, Any]) -> None:
-        """Send a line to its stdin."""
-        assert self._child.stdin is not None
-        # A child that is gone says why by its exit code.
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(json.dumps(message) + "\n")
-            self._child.stdin.flush()
-
-    def _listen(self, stream: IO[str]) -> None:
-        for line in stream:
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "event" in event:
-                    self.events.put(event)
-        self.events.put(None)
-
-    def _keep_tail(self, stream: IO[str]) -> None:
-        for line in stream:
-            if line.strip():
-                self._tail.append(line.strip())

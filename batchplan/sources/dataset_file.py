@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from batchplan.sources.lengths_file import (
     count_column,
     found_length_column,
 )
-from batchplan.sources.tokenizer import Tokenizer, TokenizerName
+from batchplan.sources.tokenizer import TokenizerName
 from batchplan.spec import Caveat
 
 TEXT_COLUMNS = (("messages",), ("text",), ("prompt", "completion"), ("content",), (VALUE,))
@@ -25,6 +25,8 @@ TEXT_COLUMNS = (("messages",), ("text",), ("prompt", "completion"), ("content",)
 
 Source: the first three are the formats TRL's ``SFTTrainer`` takes (its page "Dataset formats").
 """
+Chat = Callable[[Sequence[Mapping[str, Any]], str], str]
+"""Messages and their place to text: ``Tokenizer.chat``."""
 _BATCH = 1000
 """Rows tokenized together."""
 
@@ -59,7 +61,7 @@ def measure(
         length_column = found_length_column(file)
     if length_column is not None:
         return count_column(file, length_column)
-    columns = _text_columns(file, text_column)
+    columns = text_columns(file, text_column)
     if tokenizer is None:
         raise SpecError(
             f"{path} holds text and no lengths: name a tokenizer with --tokenizer, or a column "
@@ -68,7 +70,12 @@ def measure(
     return _tokenized(file, columns, tokenizer, on_progress or (lambda _: None))
 
 
-def _text_columns(file: DataFile, given: str | None) -> Sequence[str]:
+def text_columns(file: DataFile, given: str | None) -> Sequence[str]:
+    """Return the columns whose text is joined: the one given, or the first known ones.
+
+    Raises:
+        SpecError: when there is none.
+    """
     if given is not None:
         return (file.require(given),)
     for names in TEXT_COLUMNS:
@@ -85,7 +92,8 @@ def _tokenized(
 ) -> Measured:
     say(f"loading the tokenizer of {name.text}")
     tokenizer = name.load()
-    texts = _texts(file, columns, tokenizer)
+    rows = file.rows(columns)
+    texts = (text_of(place, columns, values, tokenizer.chat) for place, values in rows)
     counts: Counter[int] = Counter()
     empty = done = 0
     while batch := list(islice(texts, _BATCH)):
@@ -106,24 +114,35 @@ def _tokenized(
     )
 
 
-class _Text(NamedTuple):
+class Text(NamedTuple):
+    """Text to tokenize."""
+
     text: str
     has_special_tokens: bool
     """Whether they are written out, as a chat template does."""
 
 
-def _texts(file: DataFile, columns: Sequence[str], tokenizer: Tokenizer) -> Iterator[_Text]:
-    for place, values in file.rows(columns):
-        if all(isinstance(value, str) for value in values):
-            yield _Text("".join(values), has_special_tokens=False)
-        elif all(_is_chat(value) for value in values):
-            messages = [message for value in values for message in value]
-            yield _Text(tokenizer.chat(messages, place), has_special_tokens=True)
-        else:
-            raise SpecError(
-                f"{place}: {' and '.join(columns)} must be text or a list of chat messages with "
-                "role and content."
-            )
+def text_of(place: str, columns: Sequence[str], values: Sequence[Any], chat: Chat) -> Text:
+    """Return the text of one row.
+
+    Args:
+        place: where it is, for messages.
+        columns: as ``text_columns`` returns them.
+        values: the row's.
+        chat: turns messages into text.
+
+    Raises:
+        SpecError: when it holds none.
+    """
+    if all(isinstance(value, str) for value in values):
+        return Text("".join(values), has_special_tokens=False)
+    if all(_is_chat(value) for value in values):
+        messages = [message for value in values for message in value]
+        return Text(chat(messages, place), has_special_tokens=True)
+    raise SpecError(
+        f"{place}: {' and '.join(columns)} must be text or a list of chat messages with role and "
+        "content."
+    )
 
 
 def _is_chat(value: Any) -> bool:

@@ -76,6 +76,10 @@ class Tokenizer:
 
     def lengths(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[int]:
         """Return the number of tokens of each text."""
+        return [len(ids) for ids in self.ids(texts, add_special_tokens=add_special_tokens)]
+
+    def ids(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the tokens of each text."""
         if not texts:
             return []
         found = self._inner(
@@ -84,7 +88,7 @@ class Tokenizer:
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        return [len(ids) for ids in found["input_ids"]]
+        return list(found["input_ids"])
 
     def chat(self, messages: Sequence[Mapping[str, Any]], place: str) -> str:
         """Return chat messages as the text that the tokenizer's template makes of them.

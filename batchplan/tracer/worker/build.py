@@ -16,15 +16,15 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration
 MAX_LAYERS = 2000
 
 
-def build(request: dict[str, Any], *, whole: bool = False) -> Built:
+def build(request: dict[str, Any], *, whole: bool = False, device: str = "meta") -> Built:
     """Build the model on ``meta``, count it, cut it to its distinct layers, add adapters.
 
-    ``whole`` leaves every layer.
+    ``whole`` leaves every layer. On another device the model draws its weights as it always does.
     """
     config = _config(request)
     cls = _model_class(config, request)
     notes: list[str] = []
-    model = _instantiate(cls, config, DTYPES[request["weight_dtype"]], request["attention"])
+    model = _instantiate(cls, config, DTYPES[request["weight_dtype"]], request["attention"], device)
     num_params = sum(parameter.numel() for parameter in model.parameters())
     is_selective = request["checkpointing"] == "selective"
     stacks = _find_stacks(model, config, period=recipe.CHECKPOINT_EVERY if is_selective else 1)
@@ -35,7 +35,7 @@ def build(request: dict[str, Any], *, whole: bool = False) -> Built:
     attention = _switch_attention(model, request["attention"], notes)
     recipe.set_dtypes(model, request)
     if request["method"] != "full":
-        model = recipe.add_adapters(model, request)
+        model = recipe.add_adapters(model, request, device)
     if request["checkpointing"] != "none":
         recipe.enable_checkpointing(model, request, notes)
     if is_selective:
@@ -110,7 +110,9 @@ def _model_class(config: Any, request: dict[str, Any]) -> Any:
     )
 
 
-def _instantiate(cls: Any, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+def _instantiate(
+    cls: Any, config: Any, dtype: torch.dtype, attention: str, device: str
+) -> nn.Module:
     # from_pretrained sets the default dtype too, so that what asks for fp32 explicitly (rotary
     # frequencies) stays fp32.
     if attention == "eager":
@@ -118,7 +120,7 @@ def _instantiate(cls: Any, config: Any, dtype: torch.dtype, attention: str) -> n
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             if hasattr(cls, "from_config"):
                 return cls.from_config(config, trust_remote_code=True)
             return cls(config)

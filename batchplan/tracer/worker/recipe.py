@@ -21,8 +21,8 @@ def set_dtypes(model: nn.Module, request: dict[str, Any]) -> None:
         widen(model, frozen=request["frozen_upcast"], norm_dtype=norm_dtype)
 
 
-def add_adapters(model: nn.Module, request: dict[str, Any]) -> nn.Module:
-    """Return the model wrapped by peft, its adapters in their dtype."""
+def add_adapters(model: nn.Module, request: dict[str, Any], device: str = "meta") -> nn.Module:
+    """Return the model wrapped by peft, its adapters on ``device`` and in their dtype."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -44,7 +44,7 @@ def add_adapters(model: nn.Module, request: dict[str, Any]) -> nn.Module:
         task_type=task,
     )
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise RequestError(f"peft refuses these LoRA targets: {one_line(error)}") from error
