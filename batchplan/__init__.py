@@ -5,10 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchplan.api import compare, estimate, learning_rate, lengths, probe, recommend, trace
+    from batchplan.api import (
+        check,
+        compare,
+        estimate,
+        learning_rate,
+        lengths,
+        noise,
+        probe,
+        recommend,
+        trace,
+        verify,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["compare", "estimate", "learning_rate", "lengths", "probe", "recommend", "trace"]
+__all__ = [
+    "check",
+    "compare",
+    "estimate",
+    "learning_rate",
+    "lengths",
+    "noise",
+    "probe",
+    "recommend",
+    "trace",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,9 @@ UNWANTED = (
 )
 """Settings of the developer's shell that would change what a test sees."""
 
+collect_ignore = ["configs"]
+"""Files that tests read and never run; `--doctest-modules` would import them."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run its own caches; xdist's workers inherit them, so a trace is made once."""

@@ -11,16 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from batchplan import __version__
+from batchplan.cli.check import check
 from batchplan.cli.estimate import estimate
 from batchplan.cli.gpus import gpus
 from batchplan.cli.lengths import lengths
 from batchplan.cli.lr import lr
 from batchplan.cli.models import models
+from batchplan.cli.noise import noise
 from batchplan.cli.output import silence_stdout
 from batchplan.cli.probe import probe
 from batchplan.cli.recommend import recommend
 from batchplan.cli.runs import runs
 from batchplan.cli.trace import trace
+from batchplan.cli.verify import verify
 from batchplan.errors import BatchplanError
 
 INTERRUPTED = 130
@@ -34,7 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recommend, estimate, trace, probe, gpus, models, runs, lr, lengths):
+_COMMANDS = (
+    *(recommend, estimate, check, trace, probe, noise, verify),
+    *(gpus, models, runs, lr, lengths),
+)
+for _command in _COMMANDS:
     app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
