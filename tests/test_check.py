@@ -456,5 +456,5 @@ def test_no_value_of_a_known_key_is_too_odd_to_be_told_of(trainer, tmp_path):
             path = tmp_path / "run.yaml"
             path.write_text(yaml.safe_dump(document))
             answer = check(path, trainer=trainer, devices=2, offline=True)
-            json.dumps(answer.to_dict(), allow_nan=False)
-            json.dumps(answer.fix().to_dict(), allow_nan=False)
+            assert json.dumps(answer.to_dict(), allow_nan=False)
+            assert json.dumps(answer.fix().to_dict(), allow_nan=False)

@@ -190,7 +190,7 @@ def test_silence_is_what_the_configuration_says():
 )
 def test_odd_values_never_raise(words):
     text = f"torchrun -m torchtitan.train --module llama3 {words}\n".encode()
-    format_of("torchtitan").read((parse("run.sh", text),))
+    assert format_of("torchtitan").read((parse("run.sh", text),)).trainer == "torchtitan"
 
 
 def test_a_script_is_read_back_as_it_was_meant():

@@ -438,7 +438,8 @@ def test_odd_values_never_raise(value):
     trainer = format_of("trl")
     keys = {key for found in MIXES for key in settings_of(found)}
     for key in sorted(keys | {"accelerate_config", "env", "num_processes"}):
-        trainer.read([parse("plan.yaml", f"{key}: {value}\n".encode())])
+        file = parse("plan.yaml", f"{key}: {value}\n".encode())
+        assert trainer.read([file]).trainer == "trl"
 
 
 def test_files_are_told_from_the_transformers_own():

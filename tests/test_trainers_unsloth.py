@@ -248,4 +248,4 @@ def test_odd_values_never_raise(value):
     for call, role in CALLS.items():
         for key in keys[role]["keys"]:
             if "." not in key:
-                reading_of(f"{call}({key}={value})\n")
+                assert reading_of(f"{call}({key}={value})\n").trainer == "unsloth"
