@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -499,9 +500,25 @@ def test_the_config_is_written_whole_and_beside_it_what_it_names(tmp_path):
     done = run(*arguments, "--seq-len", "1024", "--sharding", "zero2", "-o", str(output))
     assert done.returncode == 0, done.stderr
     names = sorted(entry.name for entry in tmp_path.iterdir())
-    assert names == ["run.ds.json", "run.yaml"]
+    assert names == ["run.ds.json", "run.launch.sh", "run.model.yaml", "run.yaml"]
     assert "deepspeed: run.ds.json" in output.read_text()
     assert json.loads((tmp_path / "run.ds.json").read_text())["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["trl", "deepspeed"])
+def test_a_folder_is_made_for_the_files_of_a_trainer(tmp_path, trainer):
+    pytest.importorskip("transformers")
+    arguments = ["recommend", "qwen2.5-0.5b", "--gpu", "a100-80gb", "--seq-len", "1024"]
+    done = run(*arguments, "--trainer", trainer, "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    shown = re.search(rf"^Config for {trainer}: (.*)$", done.stdout, re.MULTILINE)
+    assert shown, done.stdout
+    names = sorted(entry.name for entry in (tmp_path / "out").iterdir())
+    assert names == sorted(shown.group(1).split(", "))
+    done = run("check", *(str(tmp_path / "out" / name) for name in names))
+    assert done.returncode == 0, done.stdout
+    assert f": {trainer} (" in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow
