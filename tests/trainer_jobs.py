@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from planning import bill
+
 from batchplan.configfile import ConfigFile, parse
 from batchplan.learning import advise
-from batchplan.memory import ErrorBand, Estimate, Moment, Term
 from batchplan.planner.plan import Plan
 from batchplan.spec import (
     Attention,
@@ -27,7 +28,6 @@ from batchplan.trainers.realise import as_configured, matters
 
 GPU = Gpu(name="A100 SXM 80GB", usable_bytes=85_000_000_000)
 MODEL = ModelInfo(id="Qwen/Qwen2.5-7B", architecture="Qwen2ForCausalLM", source="catalog")
-ERROR = ErrorBand(percent=10.0, basis="none")
 
 
 def job(
@@ -46,20 +46,6 @@ def job(
     batch = Batch(
         micro_batch=micro_batch, accum_steps=accum_steps, num_ranks=num_ranks, seq_len=seq_len
     )
-    peak = 60_000_000_000
-    memory = Estimate(
-        terms=(Term(name="weights", num_bytes=peak, formula="", source=""),),
-        timeline=(Moment(phase="forward", stage="all", num_bytes=peak),),
-        peak_phase="forward: all",
-        allocated_peak_bytes=peak,
-        reserved_peak_bytes=peak,
-        in_use_peak_bytes=peak,
-        host_bytes=0,
-        allocated_error=ERROR,
-        reserved_error=ERROR,
-        in_use_error=ERROR,
-        bound_bytes=peak,
-    )
     rate = advise(
         method=recipe.method,
         optimizer=recipe.optimizer,
@@ -74,7 +60,7 @@ def job(
         recipe=recipe,
         batch=batch,
         num_nodes=nodes,
-        memory=memory,
+        memory=bill(60_000_000_000),
         usable_bytes=GPU.usable_bytes,
         step_time=None,
         target_deviation=0.01,
