@@ -20,7 +20,8 @@ __all__ = ["temporary"]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("probe-ranks")]
 
 DEEP = LLAMA | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
-MATRICES = 2 * 512 * 256 + 6 * (4 * 256 * 256 + 3 * 256 * 1024)
+LAYER = 4 * 256 * 256 + 3 * 256 * 1024
+MATRICES = 2 * 512 * 256 + 6 * LAYER
 
 
 def tried(recipe: dict[str, Any], micro_batch: int = 1, **changes: Any) -> Trial:
@@ -40,7 +41,10 @@ def test_two_ranks_hold_halves_and_one_alone_holds_as_much(temporary):
         assert 8 * MATRICES <= rank.allocated_peak_bytes < 16 * MATRICES
     alone = tried(recipe, num_ranks=1, as_rank_of=2)
     assert alone.outcome is Outcome.FITS, alone.text
-    assert alone.allocated_peak_bytes == pytest.approx(both.allocated_peak_bytes, rel=0.05)
+    # gloo's thread lets a layer's fp32 gradient go when it has sent it: before the next layer's
+    # backward or after it, as the threads fall (4 MiB seen). A rank alone sends nothing.
+    late = both.allocated_peak_bytes - alone.allocated_peak_bytes
+    assert -MIB <= late <= 2 * 4 * LAYER
     assert "left out" in alone.notes[0]
     of_eight = tried(recipe, num_ranks=1, as_rank_of=8)
     # 16 bytes of every parameter that is not rank 0's any more: an eighth in place of a half.
