@@ -21,7 +21,8 @@ MAX_ACCUM_STEPS = 1 << 30
 class Spec(BaseModel):
     """Base of every spec: immutable, and a misspelt field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: --help and --version use none.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Method(StrEnum):

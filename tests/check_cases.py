@@ -127,6 +127,16 @@ DEEPSPEED = """\
   "zero_optimization": {"stage": 2}
 }
 """
+BUCKETS = """\
+{
+  "train_micro_batch_size_per_gpu": 2,
+  "bf16": {"enabled": true},
+  "zero_optimization": {
+    "stage": 2,
+    @@
+  }
+}
+"""
 FSDP = "fsdp: true\nfsdp_config:\n  version: 2\n  activation_checkpointing: {}"
 TITAN = """\
 torchrun --nproc_per_node=8 -m torchtitan.train --module llama3 --config llama3_8b \\
@@ -160,6 +170,103 @@ for i, batch in enumerate(loader):
 """
 
 CASES = (
+    Case(
+        code="accumulation-multiplies",
+        name="passes and a global batch",
+        files={"run.yaml": AXOLOTL},
+        wrong="batch_size: 16",
+        right="eval_batch_size: 2",
+        severity="error",
+    ),
+    Case(
+        code="warmup-longer-than-training",
+        name="of epochs that are cut short",
+        files={
+            "run.yaml": TUNE.replace("  @@\n", "").replace("# slot", "epochs: 2\n@@")
+            + "lr_scheduler:\n"
+            "  _component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup\n"
+            "  num_warmup_steps: 100\n"
+        },
+        wrong="max_steps_per_epoch: 40",
+        right="max_steps_per_epoch: 51",
+        line_of="num_warmup_steps",
+        severity="error",
+    ),
+    Case(
+        code="buckets-not-counted",
+        name="a smaller one",
+        files={"ds.json": BUCKETS},
+        wrong='"reduce_bucket_size": 1e8',
+        right='"reduce_bucket_size": 5e8',
+        severity="note",
+    ),
+    Case(
+        code="buckets-not-counted",
+        name="a larger one",
+        files={"ds.json": BUCKETS},
+        wrong='"reduce_bucket_size": 1e9',
+        right='"reduce_bucket_size": "auto"',
+        severity="warning",
+    ),
+    Case(
+        code="buckets-not-counted",
+        name="two of them",
+        files={"ds.json": BUCKETS},
+        wrong='"overlap_comm": true',
+        right='"overlap_comm": false',
+        severity="warning",
+    ),
+    Case(
+        code="unknown-key",
+        name="of a script's own dataclass",
+        files={"run.yaml": HF},
+        wrong="dataset_folder: data",
+        right="max_grad_norm: 1.0",
+        severity="warning",
+        trainer="hf-trainer",
+    ),
+    Case(
+        code="renamed-key",
+        name="flag",
+        files={"run.sh": "torchrun train.py \\\n  --per_device_train_batch_size 2 \\\n  @@\n"},
+        wrong="--evaluation_strategy steps",
+        right="--eval_strategy steps",
+        severity="error",
+        trainer="hf-trainer",
+        fixable=True,
+    ),
+    Case(
+        code="unread-flags",
+        name="of a script",
+        files={"run.sh": "accelerate launch --num_processes 8 \\\n  train.py @@\n"},
+        wrong="--batch_size 4",
+        right="",
+        severity="warning",
+    ),
+    Case(
+        code="unread-flags",
+        name="overrides",
+        files={"run.sh": "tune run lora_finetune_single_device --config x.yaml \\\n  @@\n"},
+        wrong="batch_size=4",
+        right="",
+        severity="warning",
+    ),
+    Case(
+        code="unread-flags",
+        name="config that the trainer ships",
+        files={"run.sh": "tune run lora_finetune_single_device \\\n  --config @@\n"},
+        wrong="llama3_1/8B_lora_single_device",
+        right="x.yaml",
+        severity="warning",
+    ),
+    Case(
+        code="unread-flags",
+        name="of the trainer's program",
+        files={"run.sh": "axolotl train x.yaml \\\n  @@\n"},
+        wrong="--micro_batch_size 4",
+        right="--launcher accelerate",
+        severity="warning",
+    ),
     Case(
         code="unknown-key",
         name="refused",

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import older as releases
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from strategies import toy_profiles
 
 # A loaded machine is slow, not wrong; on CI the same examples run every time.
-settings.register_profile("dev", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 UNWANTED = (

@@ -135,14 +135,6 @@ RTX_4090 = Gpu(
 TOY_MODEL = ModelInfo(id="toy", architecture="ToyForCausalLM", source="test", hidden_size=256)
 
 gpus = st.sampled_from([A100, H100, RTX_4090])
-full_recipes = st.builds(
-    Recipe,
-    numerics=st.sampled_from(Numerics),
-    optimizer=st.sampled_from(Optimizer),
-    sharding=st.sampled_from([s for s in Sharding if s is not Sharding.FSDP_HYBRID]),
-    checkpointing=st.sampled_from([Checkpointing.NONE, Checkpointing.FULL]),
-    sync_each_batch=st.booleans(),
-)
 recipes = st.builds(
     Recipe,
     method=st.sampled_from(Method),

@@ -433,9 +433,9 @@ def training_step(num_events: int, seed: int = 0) -> Recording:
 @pytest.mark.parametrize("expandable", [False, True])
 def test_a_hundred_thousand_events_are_quick(expandable):
     step = training_step(100_000)
-    began = time.perf_counter()
+    began = time.process_time()
     played = replay(step, expandable_segments=expandable)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert played.ran_out_at is None
     assert played.reserved_peak_bytes > GIB
 

@@ -54,17 +54,7 @@ def test_the_recommend_document_has_the_fields_the_surface_fixes(toy_model):
     document = batchplan.recommend(
         "qwen2.5-0.5b", gpu="a100-80gb", seq_len=1024, devices=8, target_tokens="1M"
     ).to_dict()
-    keys = {
-        "schema_version",
-        "command",
-        "inputs",
-        "model",
-        "device",
-        "plans",
-        "rescues",
-        "searched",
-    }
-    assert document.keys() >= keys
+    assert document.keys() >= RECOMMEND_KEYS
     for plan in document["plans"]:
         assert plan.keys() >= PLAN_KEYS
         product = plan["micro_batch"] * plan["accum_steps"] * plan["num_ranks"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from console_blocks import ROOT
 
 from batchplan.api.recipes import fill
 from batchplan.api.request import resolve
@@ -219,6 +221,29 @@ def test_verdicts_are_counted_over_stated_rows_and_over_all():
     assert (stated.ran, stated.ran_called_impossible, stated.ran_called_too_tight) == (3, 1, 1)
     assert (stated.died, whole.died, whole.died_called_fitting) == (0, 1, 1)
     assert [one.row_id for one in results.wrong_verdicts(scores, CURRENT)] == ["b", "c", "d"]
+
+
+def test_the_runs_in_the_readme_have_the_figures_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = r"\| ([\d,]+) \| ([\d,]+) \| (\S+) % \|"
+    said = [
+        [float(cell.replace(",", "")) for cell in row]
+        for row in re.findall(rf"^\| [^|]+ {cells[:-3]} {cells}$", readme, re.MULTILINE)
+    ]
+    known = {}
+    for one in results.load().scores:
+        if one.source == "fms-acceleration" and one.versions == MATCHED:
+            live, used = one.comparisons
+            measured = live.measured[0], round(used.measured[0] / 2**20)
+            known[measured] = live.predicted[0], round(used.predicted[0] / 2**20)
+    # The others are held out, and their errors are in no file.
+    found = [row for row in said if (row[1], row[4]) in known]
+    assert len(said) == 9
+    assert len(found) >= 5
+    for live, live_measured, live_error, used, used_measured, used_error in found:
+        assert (live, used) == known[live_measured, used_measured]
+        assert live_error == pytest.approx(100 * (live / live_measured - 1), abs=0.06)
+        assert used_error == pytest.approx(100 * (used / used_measured - 1), abs=0.06)
 
 
 def test_what_a_row_leaves_open_does_not_depend_on_how_near_the_answer_is():

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 import yaml
-from check_cases import ACCELERATE, CASES, HF, LOOP, TRL, Case
+from check_cases import ACCELERATE, AXOLOTL, CASES, HF, LOOP, TRL, TUNE, Case
 from console_blocks import ROOT
 from published_configs import PUBLISHED
 from test_docs import table, unmentioned
@@ -214,7 +214,9 @@ OUTDATED = {
     ("trl", "handbook.yaml"): {"renamed-key", "removed-key"},
     ("llamafactory", "no-marks.yaml"): {"string-learning-rate"},
     ("llamafactory", "full.yaml"): {"missing-file"},
+    ("llamafactory", "run.sh"): {"missing-file"},
     ("ms-swift", "lora.yaml"): {"renamed-key"},
+    ("ms-swift", "run.sh"): {"renamed-key"},
 }
 """Published configs that the releases of today refuse, and why; all others are right."""
 
@@ -458,3 +460,43 @@ def test_no_value_of_a_known_key_is_too_odd_to_be_told_of(trainer, tmp_path):
             answer = check(path, trainer=trainer, devices=2, offline=True)
             assert json.dumps(answer.to_dict(), allow_nan=False)
             assert json.dumps(answer.fix().to_dict(), allow_nan=False)
+
+
+def test_a_key_that_is_only_somewhat_alike_is_not_renamed_by_a_fix(tmp_path):
+    text = AXOLOTL.replace("@@", "flash_attn: true")
+    (tmp_path / "run.yaml").write_text(text)
+    answer = check(tmp_path / "run.yaml", offline=True)
+    (one,) = found(answer, "unknown-key")
+    assert (one.edits, "if that is meant" in one.fix) == ((), True)
+    assert answer.fix().text == text
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_hf", "adamw_torch_xla2"])
+def test_of_many_choices_those_alike_are_told(optimizer, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        HF.replace("adamw_torch_fused", optimizer).replace("@@", "seed: 1")
+    )
+    (one,) = found(check(tmp_path / "run.yaml", offline=True), "value-unknown")
+    assert "adamw_torch" in one.fix
+
+
+@pytest.mark.parametrize("written", ["3e-4", "3.0e-4"])
+def test_a_rate_counts_however_its_loader_reads_it(written, tmp_path):
+    text = TUNE.replace("  @@\n", "") + (
+        f"optimizer: {{_component_: torch.optim.AdamW, fused: true, lr: {written}}}\n"
+    )
+    (tmp_path / "run.yaml").write_text(text)
+    assert check(tmp_path / "run.yaml", offline=True).run.values["learning_rate"] == 3e-4
+
+
+def test_a_fix_of_a_script_makes_all_edits_of_a_finding_or_none(tmp_path):
+    """A value that would move to a call's other argument is not just taken away."""
+    text = (
+        "from transformers import TrainingArguments\n"
+        'args = TrainingArguments("out", fsdp="full_shard", '
+        'fsdp_transformer_layer_cls_to_wrap="LlamaDecoderLayer")\n'
+    )
+    (tmp_path / "train.py").write_text(text)
+    answer = check(tmp_path / "train.py", offline=True)
+    assert found(answer, "renamed-key")
+    assert "LlamaDecoderLayer" in answer.fix().text

@@ -30,7 +30,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "batchplan", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=environment(**more),
         check=False,
     )
@@ -435,8 +435,8 @@ def slow_python(tmp_path):
     script.write_text(
         "#!/bin/sh\n"
         f'if [ "$#" -eq 2 ]; then exec "{sys.executable}" "$@"; fi\n'
-        f'echo $$ > "{marker}"\n'
-        "exec sleep 60\n"
+        f'echo $$ >> "{marker}"\n'
+        "exec sleep 1000\n"
     )
     script.chmod(0o755)
     return script, marker
@@ -457,21 +457,31 @@ def test_ctrl_c_in_a_trace_is_130_with_no_traceback_and_no_child_left(slow_pytho
         text=True,
         env=environment(BATCHPLAN_CACHE=str(tmp_path / "cache")),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
         assert child.poll() is None, child.communicate()
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    answered, said = child.communicate(timeout=30)
+    answered, said = child.communicate(timeout=120)
     assert child.returncode == 130
     assert answered == ""
     assert "Traceback" not in said
     assert said.count("\n") == 1
     assert not output.exists()
     assert not list((tmp_path / "cache").glob("*.json"))
-    tracer = int(marker.read_text())
-    with pytest.raises(ProcessLookupError):
-        os.kill(tracer, 0)
+    # What was killed may take a moment to go.
+    for tracer in marker.read_text().split():
+        while is_there(int(tracer)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_there(int(tracer))
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_bug_is_one_line_and_shows_its_traceback_only_when_asked(monkeypatch, capsys):

@@ -97,6 +97,8 @@ def test_the_comparison_is_printed_in_80_columns(large_model):
         ({"gpu_price": "missing.csv"}, "neither a price for one device and hour nor a file"),
         ({"gpu_price": -1}, "--gpu-price"),
         ({"checkpointing": "none,some"}, "'some' is none of none, selective, full"),
+        ({"sharding": "zero5"}, "--sharding 'zero5': must be ddp, zero1"),
+        ({"method": "dora"}, "--method 'dora': must be full, lora or qlora"),
         ({"gpu": "t4", "attention": "flash"}, "does not run on T4"),
         ({"gpu": "t4", "attention": "flash,"}, "is none of eager"),
     ],
@@ -131,6 +133,22 @@ def test_several_values_of_an_axis_are_searched_and_told(toy_model):
     assert answer.inputs["checkpointing"] == "none,full"
     again = batchplan.recommend(**answer.inputs)
     assert [plan.batch for plan in again.plans] == [plan.batch for plan in answer.plans]
+
+
+def test_releases_that_take_none_of_our_keys_are_planned_for_all_the_same(toy_model, monkeypatch):
+    # They train the plan, and can be traced; only the config needs later ones.
+    old = {"torch": "2.4.0", "transformers": "4.45.2"}
+    monkeypatch.setattr("batchplan.api.request.library_versions", lambda *_: old)
+    asked = ASKED | {"gpu": "a100-80gb", "devices": 8, "limit": 9}
+    answer = batchplan.recommend(MODEL, sharding="zero2,fsdp-full", **asked)
+    assert {plan.recipe.sharding.value for plan in answer.plans} == {"zero2", "fsdp-full"}
+    assert "transformers>=4.56" in answer.to_dict()["config"]["obstacles"][0]
+
+
+def test_values_of_which_the_trainer_can_run_none_are_refused_in_its_words(toy_model):
+    asked = ASKED | {"gpu": "a100-80gb", "devices": 8, "trainer": "torchtune"}
+    with pytest.raises(SpecError, match=r"torchtune: .*zero2.*it takes --sharding ddp, fsdp-full"):
+        batchplan.recommend(MODEL, sharding="zero2,zero3", **asked)
 
 
 def test_any_value_stays_with_what_the_trainer_can_run(toy_model):

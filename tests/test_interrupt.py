@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
+COMMAND = """
+import signal, sys
 # A shell that runs tests in the background lets its children ignore Ctrl-C.
-COMMAND = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    "from batchplan.__main__ import main; main()"
-)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from batchplan.__main__ import main
+
+class Begins:
+    def find_spec(self, name, path=None, target=None):
+        if name == "batchplan.cli.main":
+            print("begins", file=sys.stderr, flush=True)
+
+sys.meta_path.insert(0, Begins())
+main()
+"""
+"""Moments count from where our code is in charge: how soon Python itself is differs by machine."""
 ASKED = ("recommend", "Qwen/Qwen2.5-0.5B", "--gpu", "a100-80gb", "--target-tokens", "64k")
 
 
@@ -27,7 +37,7 @@ def workers_of(session: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.25, 0.3, 0.35, 0.4, 0.5, 0.8, 1.5, 3.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.15, 0.25, 0.5, 1.2, 2.5])
 def test_ctrl_c_at_any_moment_ends_everything(seconds: float, tmp_path: Path):
     environment = os.environ | {"BATCHPLAN_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(
@@ -39,14 +49,19 @@ def test_ctrl_c_at_any_moment_ends_everything(seconds: float, tmp_path: Path):
         text=True,
         start_new_session=True,
     ) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == "begins\n"
         time.sleep(seconds)
-        sent = time.monotonic()
+        if child.poll() is not None:
+            pytest.skip(f"this machine answers in less than {seconds} s")
         child.send_signal(signal.SIGINT)
         out, said = child.communicate(timeout=60)
-        assert time.monotonic() - sent < 5
     assert (child.returncode, out) == (130, "")
     assert said.endswith("interrupted\n")
     assert "Traceback" not in said
-    time.sleep(1)
-    assert workers_of(child.pid) == []
+    # What was killed may take a moment to go; a trace that goes on takes longer than this.
+    last = time.monotonic() + 3
+    while (left := workers_of(child.pid)) and time.monotonic() < last:
+        time.sleep(0.1)
+    assert left == []
     assert not list((tmp_path / "cache").glob("*.json"))

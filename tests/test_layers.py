@@ -19,6 +19,7 @@ CORE = (
     *(
         "units",
         "errors",
+        "configfile",
         "spec",
         "profile",
         "states",
@@ -30,6 +31,7 @@ CORE = (
         "planner",
     ),
     "trainers",
+    "checker",
 )
 OUTSIDE = ("api", "sources", "tracer")
 """May use typed or networked libraries when they are asked, but load none at import."""

@@ -20,9 +20,17 @@ from test_docs import unmentioned
 import batchplan
 from batchplan.api.noise_answer import NoiseAnswer
 from batchplan.errors import SpecError
-from batchplan.experiments.noise_file import Estimate, NoiseRecord, noise_text, read_noise
+from batchplan.experiments.noise_file import (
+    Estimate,
+    NoiseRecord,
+    digest,
+    noise_text,
+    read_noise,
+)
 from batchplan.prober.trial import Device
-from batchplan.render.noise import print_noise
+from batchplan.render.noise import print_noise, print_plan_noise
+from batchplan.render.page import Page
+from batchplan.sources import resolve_model
 from batchplan.sources.token_rows import draw_rows
 from batchplan.spec import Recipe
 
@@ -156,12 +164,41 @@ def test_of_prompt_and_completion_only_the_completion_counts(tmp_path, monkeypat
         ({"input_ids": "one"}, r"input_ids must be a list of whole numbers"),
         ({"input_ids": [1.5]}, r"input_ids must be a list of whole numbers"),
         ({"input_ids": [1, 2], "labels": [1]}, r"2 input_ids and 1 labels"),
+        ({"input_ids": [1, 2], "labels": [1, 40]}, r"label 40 is none of the model's, 0 to 31"),
+        ({"input_ids": [1, 2], "labels": [-100, -5]}, r"label -5 is none"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, row, text):
     path = data_file(tmp_path, [row])
     with pytest.raises(SpecError, match=r"data.jsonl, line 1: .*" + text):
         list(draw_rows(path, seq_len=8, seed=0, vocabulary=32))
+
+
+@pytest.mark.parametrize("row", [{"input_ids": [7]}, {"input_ids": [7, 8], "labels": [7, -100]}])
+def test_rows_without_a_token_that_counts_are_no_data(tmp_path, row):
+    path = data_file(tmp_path, [row] * 3)
+    with pytest.raises(SpecError, match=r"data.jsonl: none of 3 rows has a token that counts"):
+        list(draw_rows(path, seq_len=8, seed=0))
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "list with a fixed size"])
+def test_parquet_holds_the_rows_that_jsonl_does(tmp_path, kind):
+    pa, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    types = {
+        "list": pa.list_(pa.int64()),
+        "large_list": pa.large_list(pa.int32()),
+        "list with a fixed size": pa.list_(pa.int32(), 3),
+    }
+    rows = [{"input_ids": [n, 1, 2], "labels": [-100, n, 2]} for n in range(9)]
+    columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
+    table = pa.table({name: pa.array(each, types[kind]) for name, each in columns.items()})
+    parquet.write_table(table, tmp_path / "data.parquet")
+    one, other = (
+        [(list(row.ids), list(row.labels or ())) for row in draw_rows(path, seq_len=8, seed=1)]
+        for path in (data_file(tmp_path, rows), tmp_path / "data.parquet")
+    )
+    assert one == other
+    assert len(one) == 9
 
 
 # ---- inputs ----
@@ -208,6 +245,9 @@ def test_a_missing_file_is_one_line(tmp_path):
             "schema_version",
         ),
         (noise_text(record()).replace("16384.0", "-1"), "tokens.low"),
+        (noise_text(record()).replace("16384.0", "40000.0"), "tokens: .* not in order"),
+        (noise_text(record()).replace("65536.0", "3.0"), "tokens: .* not in order"),
+        (noise_text(record()).replace('"level": 0.95', '"level": 7'), "level"),
     ],
 )
 def test_a_file_that_is_none_of_ours_is_refused_in_one_line(tmp_path, content, text):
@@ -240,6 +280,15 @@ def test_a_bound_alone_has_no_rate(tmp_path):
         batchplan.learning_rate(lr=1e-4, from_batch=8, to_batch=64, noise=path)
 
 
+def test_of_nothing_known_no_bound_of_0_is_told(tmp_path):
+    nothing = Estimate(value=None, low=0.0, high=None)
+    path = saved(tmp_path, tokens=nothing, sequences=nothing)
+    with pytest.raises(SpecError, match=r"has no noise scale\. Measure again"):
+        batchplan.learning_rate(lr=1e-4, from_batch=8, to_batch=64, noise=path)
+    texts = {caveat["code"]: caveat["text"] for caveat in planned(path)["caveats"]}
+    assert texts["noise-bound-only"].startswith("Of the noise scale nothing is known:")
+
+
 def planned(path: Path, **more: Any) -> dict[str, Any]:
     asked = {"gpu": "24GiB", "params": "1e9", "seq_len": 512, "target_tokens": "128k"}
     return batchplan.recommend(**asked | more, noise=path).to_dict()
@@ -259,6 +308,53 @@ def test_plans_are_weighed_against_the_file(tmp_path):
     assert {"noise-other-model", "noise-not-critical-batch"} <= codes
     assert document["inputs"]["noise"] == str(tmp_path / "noise.json")
     assert unmentioned(document) == set()
+
+
+def about(path: Path, model: str, **more: Any) -> set[str]:
+    """The doubts that a plan for a model has about a measurement."""
+    document = planned(path, model=model, params=None, offline=True, limit=1, **more)
+    return {each["code"] for each in document["caveats"] if each["code"].startswith("noise-other")}
+
+
+@pytest.mark.slow
+def test_a_measurement_of_a_model_that_changed_since_is_doubted(tmp_path):
+    name = "Qwen/Qwen2.5-0.5B"
+    same = digest(resolve_model(name).config)
+    assert about(saved(tmp_path, config_sha256=same), name) == set()
+    assert about(saved(tmp_path, config_sha256="0" * 64), name) == {"noise-other-config"}
+    other = saved(tmp_path, config_sha256="0" * 64, model_id="another/model")
+    assert about(other, name) == {"noise-other-model"}
+
+
+def test_rows_far_longer_than_those_measured_are_doubted_unless_the_data_is_known(tmp_path):
+    def codes(**more: Any) -> set[str]:
+        return {each["code"] for each in planned(saved(tmp_path), **more)["caveats"]}
+
+    lengths = tmp_path / "lengths.txt"
+    lengths.write_text("300\n" * 50, encoding="utf-8")
+    assert "noise-other-lengths" not in codes(seq_len=1024)
+    assert "noise-other-lengths" in codes(seq_len=1025)
+    assert "noise-other-lengths" not in codes(seq_len=2048, lengths=lengths)
+
+
+def page_of_plan(document: dict[str, Any]) -> str:
+    file = io.StringIO()
+    print_plan_noise(Page(file, 400), document["noise_scale"])
+    return file.getvalue()
+
+
+def test_what_is_wasted_is_told_as_surely_as_it_is_known(tmp_path):
+    document = planned(saved(tmp_path), target_tokens=32_768)
+    # At the noise scale itself half the data; at twice and at half of it 1/3 and 2/3.
+    assert "50% of the data (33% to 67%) is wasted on the size" in page_of_plan(document)
+    assert "2 (1.5 to 3) times the fewest steps" in page_of_plan(document)
+    bound = Estimate(value=None, low=16384.0, high=None)
+    document = planned(saved(tmp_path, tokens=bound), target_tokens=32_768)
+    assert "At most 67% of the data is wasted" in page_of_plan(document)
+    assert "at least 1.5 times the fewest steps" in page_of_plan(document)
+    nothing = Estimate(value=None, low=0.0, high=None)
+    document = planned(saved(tmp_path, tokens=nothing), target_tokens=32_768)
+    assert "How much of the data it wastes is not known." in page_of_plan(document)
 
 
 def test_of_a_bound_alone_the_learning_rate_knows_nothing(tmp_path):

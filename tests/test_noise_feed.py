@@ -111,8 +111,13 @@ def test_it_stops_when_the_time_is_spent(measured, monkeypatch):
 
 
 def test_one_window_is_no_measurement(measured):
-    with pytest.raises(ProbeError, match=r"1 of two windows .* --max-tokens"):
+    with pytest.raises(ProbeError, match=r"there were 1 after .*: give more --max-tokens"):
         measured(400, max_tokens=15)
+
+
+def test_data_that_is_spent_too_soon_is_no_matter_of_time(measured):
+    with pytest.raises(ProbeError, match=r"there were 1 after .*: a window takes 4 rows with a "):
+        measured(7)
 
 
 def test_few_windows_lie_on_the_disk_at_a_time(measured):

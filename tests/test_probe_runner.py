@@ -306,7 +306,9 @@ def test_states_are_measured_to_the_page_and_failures_leave_the_worker_usable(te
     # Matrices only: 16 bytes a parameter (weight, gradient, two moments), each of them mapped.
     config = LLAMA | {"hidden_size": 256, "vocab_size": 8192, "num_hidden_layers": 1}
     matrices = 2 * 8192 * 256 + 4 * 256 * 256 + 3 * 256 * 512
-    with Trials(job(config=config, seq_len=8, memory_limit_bytes=160 * MIB)) as attempt:
+    said: list[str] = []
+    asked = job(config=config, seq_len=8, memory_limit_bytes=160 * MIB)
+    with Trials(asked, on_progress=said.append) as attempt:
         trial = attempt(1)
         assert trial.outcome is Outcome.FITS, trial.text
         # Besides for a moment: a matrix's gradient of the second micro-batch before it is added
@@ -318,7 +320,7 @@ def test_states_are_measured_to_the_page_and_failures_leave_the_worker_usable(te
         assert attempt(4096).outcome is Outcome.OUT_OF_MEMORY
         again = attempt(1)
     assert again.outcome is Outcome.FITS
-    assert again.seconds < trial.seconds  # nothing was loaded anew
+    assert len([text for text in said if "loading torch" in text]) == 1  # nothing anew
     assert len(trial.step_seconds) == 2
     assert dict(trial.versions)["torch"]
     assert trial.total_bytes == 160 * MIB
@@ -387,7 +389,7 @@ def test_twenty_failures_leave_no_process_and_no_file(tmp_path, temporary):
     }
     failures = 0
     model = unruly.write_model(tmp_path)
-    with Trials(job(**model, timeout_seconds=30.0)) as attempt:
+    with Trials(job(**model)) as attempt:
         for _ in range(3):
             for case, outcome in expected.items():
                 trial = attempt(case)
@@ -437,7 +439,7 @@ def test_the_trial_ends_with_whoever_asked_for_it(sent, tmp_path, temporary):
         child.send_signal(sent)
         _, said = child.communicate(timeout=60)
     assert ("KeyboardInterrupt" in said) == (sent == signal.SIGINT)
-    last = time.monotonic() + 10
+    last = time.monotonic() + 60
     while left_behind(temporary)[0] and time.monotonic() < last:
         time.sleep(0.1)
     processes, files = left_behind(temporary)

@@ -8,7 +8,6 @@ arithmetic leaves out by design.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from strategies import toy_profile
 
 from batchplan.memory.activations import Place
@@ -138,12 +138,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def held(request, tmp_path_factory) -> tuple[dict[str, list[dict[str, Any]]], list[Any]]:
     """What every rank held in every case, and the model's parameters by name and shape."""
     folder = tmp_path_factory.mktemp("held")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     asked = {
         "ranks": request.param,
-        "port": port,
+        "port": free_port(),
         "folder": str(folder),
         "requests": [question for question, _ in CASES.values()],
     }
@@ -153,7 +150,7 @@ def held(request, tmp_path_factory) -> tuple[dict[str, list[dict[str, Any]]], li
         text=True,
         capture_output=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     ranks = [json.loads((folder / f"{r}.json").read_text()) for r in range(request.param)]

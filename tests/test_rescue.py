@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from time import process_time
 
 import pytest
 from hypothesis import assume, given, settings
@@ -39,9 +40,6 @@ from batchplan.spec import (
 )
 from batchplan.throughput import step_time
 from batchplan.trainers import obstacles
-
-FIELDS = ("method", "checkpointing", "loss", "attention", "optimizer", "optimizer_impl")
-
 
 SPLIT = {Sharding.DDP: 0, Sharding.ZERO1: 2, Sharding.ZERO2: 3}
 HOST = {Offload.NONE: 1, Offload.OPTIMIZER: 2, Offload.PARAMS: 6}
@@ -803,19 +801,17 @@ def test_accumulation_moves_the_peak_where_gradients_wait():
 
 
 def test_an_explanation_takes_no_time():
-    from time import perf_counter
-
-    begin = perf_counter()
+    begin = process_time()
     explained(num_layers=80, hidden_size=1024)
-    both = perf_counter() - begin
+    both = process_time() - begin
     assert both < 2  # the play is most of it
     pricer = ProfilePricer(profiles=toy_profiles, gpu=A100)
     recipe, batch = Recipe(sharding=Sharding.ZERO1), Batch(micro_batch=8, seq_len=512)
     memory = pricer.confirm(recipe=recipe, batch=batch, cluster=Cluster())
-    begin = perf_counter()
+    begin = process_time()
     for _ in range(10):
         explain_peak(pricer, recipe, batch, Cluster(), memory)
-    assert (perf_counter() - begin) / 10 < 0.05
+    assert (process_time() - begin) / 10 < 0.05
 
 
 def test_states_alone_have_one_instant_and_nothing_to_explain():

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from hub_server import COMMIT, FakeHub, Repo
+from ports import closed_port
 
 OLD_COMMIT = "f" * 40
 CONFIG = {
@@ -23,6 +24,9 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 RAW = json.dumps(CONFIG).encode()
+SOON_SECONDS = 45
+"""The client is given up on after 15; the rest is for a loaded machine to start a process. By
+itself the client retries for minutes."""
 
 CODE = """
 import json, sys
@@ -130,7 +134,8 @@ def test_what_was_fetched_once_is_there_without_the_hub(hub, ask, way):
     elif way == "variable":
         answer = ask("org/good", hub.url, env={"HF_HUB_OFFLINE": "1"})
     elif way == "dead hub":
-        answer = ask("org/good", f"http://127.0.0.1:{closed_port()}")
+        with closed_port() as port:
+            answer = ask("org/good", f"http://127.0.0.1:{port}")
     else:
         hub.repos["org/good"].refusal = (503, "")
         answer = ask("org/good", hub.url)
@@ -174,7 +179,7 @@ def test_with_a_revision_the_catalog_is_not_asked(hub, ask):
 def test_each_way_to_fail_says_what_to_try(hub, ask, text, options, words):
     started = time.monotonic()
     answer = ask(text, hub.url, **options)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < SOON_SECONDS
     assert answer["error"] == "SourceError"
     assert answer["exit_code"] == 5
     for word in words:
@@ -206,8 +211,9 @@ def test_a_download_that_breaks_off_fails_within_a_minute(hub, ask):
 
 def test_a_refused_connection_fails_fast(ask):
     started = time.monotonic()
-    answer = ask("org/good", f"http://127.0.0.1:{closed_port()}")
-    assert time.monotonic() - started < 20
+    with closed_port() as port:
+        answer = ask("org/good", f"http://127.0.0.1:{port}")
+    assert time.monotonic() - started < SOON_SECONDS
     assert answer["exit_code"] == 5
     assert "cannot be reached" in answer["text"]
 
@@ -216,7 +222,7 @@ def test_a_hub_that_never_answers_is_given_up_on(ask):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         answer = ask("org/good", f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < SOON_SECONDS
     assert "cannot be reached" in answer["text"]
 
 
@@ -248,8 +254,3 @@ def test_what_can_be_no_revision_is_bad_input(hub, ask, revision):
     assert answer["exit_code"] == 2
     assert "no revision" in answer["text"]
     assert hub.requests == []
-
-
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]

@@ -253,9 +253,9 @@ def test_a_chain_of_nested_language_models_takes_no_time(tmp_path):
     config: dict = {"model_type": "x"}
     for _ in range(28):
         config = {"model_type": "x", "text_config": config, "decoder": {}}
-    started = time.monotonic()
+    started = time.process_time()
     assert resolve_model(write(tmp_path / "config.json", config)).info.hidden_size is None
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_byte_order_mark_is_forgiven(tmp_path):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from clocks import child_seconds
 from planning import ask
 from strategies import A100, toy_profiles
 
@@ -19,9 +20,9 @@ HEAVY = {"torch", "transformers", "accelerate", "peft", "numpy", "huggingface_hu
 
 
 def loaded_by(*arguments: str, **more: str) -> tuple[set[str], float, int]:
-    """Return the top-level modules a command imports, its seconds, and its exit code."""
+    """Return the top-level modules a command imports, its processor time, and its exit code."""
     root = str(Path(__file__).parent.parent)
-    began = time.perf_counter()
+    before = child_seconds()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments],
         capture_output=True,
@@ -30,7 +31,7 @@ def loaded_by(*arguments: str, **more: str) -> tuple[set[str], float, int]:
         env={**os.environ, "PYTHONPATH": root, **more},
         check=False,
     )
-    seconds = time.perf_counter() - began
+    seconds = child_seconds() - before
     names = {
         line.rpartition("|")[2].strip().partition(".")[0]
         for line in done.stderr.splitlines()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import child_seconds
 from older import OLD, OLDEST
 
 from batchplan.errors import SpecError, TraceError
@@ -119,6 +122,31 @@ def test_a_worker_that_fails_is_told_in_one_line(tmp_path: Path, body: str, mess
     assert "\n" not in str(caught.value)
 
 
+def test_an_interruption_amid_progress_lets_the_listener_end_first(tmp_path: Path):
+    """Its stream closed under it would be a thread's traceback on the user's screen."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    told: list[str] = []
+    asking = threading.get_ident()
+
+    def tell(text: str) -> None:
+        if not told:
+            signal.pthread_kill(asking, signal.SIGUSR1)
+            time.sleep(0.5)
+        told.append(text)
+
+    body = "import sys, time; sys.stderr.write('progress: 1\\nprogress: 2\\n'); time.sleep(1000)"
+    before = signal.signal(signal.SIGUSR1, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_worker({}, python=script(tmp_path / "python", body), on_progress=tell)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert told == ["1", "2"]
+
+
 def test_an_interpreter_that_does_not_run_is_bad_input(tmp_path: Path):
     with pytest.raises(SpecError, match="is not a Python that runs"):
         library_versions(tmp_path / "missing")
@@ -159,12 +187,13 @@ def test_progress_is_told_on_a_trace_and_not_on_a_cache_hit(tmp_path: Path, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-70B"])
 def test_a_first_trace_is_quick_and_small(model: str, tmp_path: Path, monkeypatch: Any):
-    """Promised: 10 s for 7B and 15 s for 70B, under 1.5 GiB. Time is doubled: CI is shared."""
+    """Promised: 10 s for 7B and 15 s for 70B, under 1.5 GiB. Twice that, of processor time: CI is
+    shared, and slow."""
     monkeypatch.setenv("BATCHPLAN_CACHE", str(tmp_path))
     limit_seconds = {"Qwen/Qwen2.5-7B": 20, "meta-llama/Llama-3.1-70B": 30}[model]
-    start = time.monotonic()
+    before = child_seconds()
     profile = activation_profile(config=resolve_model(model).config, recipe=BF16, seq_len=4096)
-    assert time.monotonic() - start < limit_seconds
+    assert child_seconds() - before < limit_seconds
     assert profile.num_params > 7e9
     children_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     if "PYTEST_XDIST_WORKER" not in os.environ:  # other tests' children count there too
@@ -236,13 +265,22 @@ def test_the_oldest_supported_transformers_can_be_traced(older: Any):
 
 @pytest.mark.slow
 def test_the_worker_ends_when_whoever_asked_is_killed(tmp_path: Path):
-    """SIGKILL and SIGTERM leave no time to kill a child; it must notice by itself."""
+    """SIGKILL and SIGTERM leave no time to kill a child; it must notice by itself.
+
+    Its torch never finishes loading, so nothing else ends it.
+    """
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(1000)\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     body = f"""
     import json, os, sys
+    from pathlib import Path
     sys.path.insert(0, {str(Path(__file__).parents[1])!r})
     from batchplan.tracer.runner import run_worker
     request = json.loads({json.dumps(json.dumps(request(TINY)))})
-    run_worker(request, on_progress=lambda text: print(text, flush=True))
+    tell = lambda text: print(text, flush=True)
+    run_worker(request, python=Path({str(python)!r}), on_progress=tell)
     """
     code = textwrap.dedent(body)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asks:
@@ -250,7 +288,7 @@ def test_the_worker_ends_when_whoever_asked_is_killed(tmp_path: Path):
         assert asks.stdout.readline().startswith("loading")
         (worker,) = children_of(asks.pid)
         asks.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and Path(f"/proc/{worker}").exists():
         time.sleep(0.1)
     assert not Path(f"/proc/{worker}").exists()

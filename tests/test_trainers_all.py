@@ -88,7 +88,8 @@ def test_the_batch_is_read_back_as_it_was_planned(trainer, several):
             batch.micro_batch * batch.num_ranks
         )
         assert step == batch.accum_steps, name(recipe)
-        assert values["num_ranks"] == batch.num_ranks, name(recipe)
+        # A script that says no number starts one process.
+        assert values.get("num_ranks", 1) == batch.num_ranks, name(recipe)
         assert values.get("seq_len", batch.seq_len) == batch.seq_len
         assert values["learning_rate"] == 2e-5
         assert isinstance(values["learning_rate"], float)
@@ -153,6 +154,28 @@ def test_one_line_installs_what_a_run_needs(trainer):
         text = "\n".join(file.text for file in emit(trainer, plan))
         assert text.count("Install: pip install ") == 1
         assert format_of(trainer).needs[0].package in text
+
+
+@pytest.mark.parametrize("trainer", EACH)
+def test_adapters_count_the_same_whatever_the_trainers_own_scale_is(trainer):
+    for several in (False, True):
+        for recipe, plan in jobs(trainer, several, every=41):
+            text = "\n".join(file.text for file in emit(trainer, plan))
+            found = re.findall(r"lora_alpha[:=] ?(\d+)", text)
+            adapts = recipe.method is not Method.FULL
+            assert found == [str(2 * recipe.lora_rank)] * adapts, name(recipe)
+
+
+@pytest.mark.parametrize("trainer", EACH)
+def test_a_script_for_several_nodes_says_what_to_set_on_each(trainer):
+    if not any(way.is_for(16) for way in format_of(trainer).ways):
+        pytest.skip("one device only")
+    ((_, plan), *_) = jobs(trainer, several_devices=True, every=10**6)
+    script = emit(trainer, plan)[-1].text
+    (said,) = re.findall(r"# Run this on each of the 2 nodes, with (.*) set\.", script)
+    # A variable with :? is one without which the shell stops.
+    assert set(said.split(", ")) == set(re.findall(r"\$\{(\w+):\?", script))
+    assert "HEAD_NODE" in said
 
 
 @pytest.mark.parametrize("trainer", EACH)

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 from trainer_jobs import job, name, written
 
 from batchplan.configfile import parse
@@ -268,10 +268,7 @@ def test_the_config_starts_a_real_engine(ranks, shardings, tmp_path):
         for sharding in shardings
     ]
     configs = [str(written(emit("deepspeed", plan), tmp_path)) for plan in plans]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    asked = {"configs": configs, "ranks": ranks, "port": port, "folder": str(tmp_path)}
+    asked = {"configs": configs, "ranks": ranks, "port": free_port(), "folder": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, str(ENGINE)],
         input=json.dumps(asked),

@@ -7,14 +7,13 @@ import itertools
 import json
 import re
 import shlex
-import socket
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from trainer_jobs import MODEL, job, name, recipes
+from trainer_jobs import MODEL, job, name, read_back, recipes
 
 from batchplan.errors import SpecError, UnknownNameError
 from batchplan.spec import (
@@ -65,13 +64,6 @@ def kwargs_of(recipe: Recipe, **more) -> dict:
     return yaml.safe_load(file_of(emit("hf-trainer", job(recipe, **more)), ".model.yaml"))
 
 
-def free_port() -> int:
-    """A port nobody has, so that two test processes can each start a process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
     """Read the main file with transformers' own parser, as the user's script will."""
     training_args = pytest.importorskip("transformers.training_args")
@@ -88,7 +80,7 @@ def parsed(files: tuple[EmittedFile, ...], tmp_path, monkeypatch):
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": "0",  # any that is free
         }.items():
             monkeypatch.setenv(key, value)
         # It would compile a kernel for ranks of one machine.
@@ -210,9 +202,31 @@ def test_one_micro_batch_a_step_needs_no_accumulation_settings():
 def test_the_launch_script_starts_every_device(num_ranks, nodes):
     recipe = realised("hf-trainer", Recipe(numerics=Numerics.BF16), several_devices=num_ranks > 1)
     text = file_of(emit("hf-trainer", job(recipe, num_ranks=num_ranks, nodes=nodes)), ".sh")
-    assert f"--nproc_per_node={num_ranks // nodes} " in text
+    assert (f"torchrun --nproc_per_node={num_ranks // nodes} " in text) is (num_ranks > 1)
     assert ("--nnodes=2" in text) is (nodes == 2)
     assert ("HEAD_NODE" in text) is (nodes == 2)
+
+
+def test_how_long_sequences_are_is_in_the_files():
+    files = emit("hf-trainer", job(Recipe(sharding=Sharding.FSDP_FULL), seq_len=1536))
+    assert yaml.safe_load(file_of(files, ".model.yaml"))["tokenizer"]["max_length"] == 1536
+    assert read_back("hf-trainer", files).values["seq_len"] == 1536
+
+
+def test_one_device_starts_without_a_launcher_but_for_deepspeed():
+    alone = {"num_ranks": 1, "nodes": 1}
+    plain, zero = (
+        file_of(emit("hf-trainer", job(recipe, **alone)), ".sh")
+        for recipe in (
+            Recipe(numerics=Numerics.BF16),
+            Recipe(numerics=Numerics.BF16_MASTER, sharding=Sharding.ZERO1),
+        )
+    )
+    assert plain.splitlines()[1:] == [
+        'export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"',
+        "python train.py --config plan.yaml",
+    ]
+    assert "torchrun --nproc_per_node=1 " in zero
 
 
 def test_the_allocator_is_set_in_the_environment():

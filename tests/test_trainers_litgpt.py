@@ -101,6 +101,21 @@ def test_every_device_is_started_and_the_passes_come_out_even(shape, starts):
     assert each // asked["train"]["micro_batch_size"] == 4
 
 
+@pytest.mark.parametrize(
+    ("model", "download"),
+    [
+        ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
+        # Listed as Meta-Llama-3.1-8B, and `litgpt download` refuses what is not listed.
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B --model_name Llama-3.1-8B"),
+    ],
+)
+def test_the_model_is_downloaded_by_a_name_that_litgpt_takes(model, download):
+    info = ModelInfo(id=model, architecture="LlamaForCausalLM", source="catalog")
+    text = emit("litgpt", job(recipe(), **ALONE, model=info))[0].text
+    assert f"# Before:  litgpt download {download}\n" in text
+    assert "requests\n" in text, "it imports requests for its own data, and declares it nowhere"
+
+
 def test_a_part_of_an_epoch_is_counted_in_steps():
     plan = job(recipe(), **ALONE)
     half = settings(emit("litgpt", replace(plan, epoch_steps=101, epochs=2.5)))

@@ -124,13 +124,13 @@ def test_the_launch_line_starts_every_device(num_ranks, nodes):
     files = emit("ms-swift", job(plan, num_ranks=num_ranks, nodes=nodes))
     text = files[-1].text
     each = num_ranks // nodes
-    assert f"export NPROC_PER_NODE={each}\n" in text
+    assert (f"export NPROC_PER_NODE={each}\n" in text) is (num_ranks > 1), "or DDP wraps it"
     visible = ",".join(str(device) for device in range(each))
     assert f"{{CUDA_VISIBLE_DEVICES:-{visible}}}" in text, "more would be shared out"
     assert ("export NNODES=2\n" in text) is (nodes == 2)
     assert ("NODE_RANK" in text) is (nodes == 2)
     assert text.endswith("swift sft plan.yaml\n")
-    assert read_back("ms-swift", files).values["num_ranks"] == num_ranks
+    assert read_back("ms-swift", files).values.get("num_ranks", 1) == num_ranks
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ports import free_port
 from trainer_jobs import job, written
 
 from batchplan.spec import Method, ModelInfo, Numerics, Recipe
@@ -36,7 +36,10 @@ if "lora" in kwargs:
     model = get_peft_model(model, LoraConfig(**kwargs["lora"]))
 texts = [json.loads(line)["text"].split() for line in open("data/train.jsonl")]
 ids = [[int(word[1:]) for word in words] for words in texts]
-Trainer(model=model, args=args, train_dataset=[{"input_ids": i, "labels": i} for i in ids]).train()
+rows = [{"input_ids": i, "labels": i} for i in ids]
+trainer = Trainer(model=model, args=args, train_dataset=rows)
+trainer.train()
+open("wrapped.txt", "w").write(type(trainer.model_wrapped).__name__)
 """
 """What the comments of hf-trainer's files ask of the user's own script."""
 OBSERVED = "use_cpu: true\nlogging_steps: 1\ninclude_num_input_tokens_seen: true\n"
@@ -140,18 +143,6 @@ def launched(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def free_port() -> int:
-    """Return a port below those that the kernel hands out, so that nobody takes it meanwhile."""
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port")
-
-
 def observed(output: Path) -> Run:
     (last,) = output.glob("checkpoint-*")
     state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
@@ -186,6 +177,10 @@ def test_a_real_run_takes_the_steps_and_tokens_of_the_plan(
     assert run.tokens == STEPS * plan.plan.batch.global_batch_tokens
     assert run.tokens == STEPS * MICRO_BATCH * PASSES * num_ranks * SEQ_LEN
     assert run.num_ranks == num_ranks
+    if trainer == "hf-trainer":
+        # DDP has buckets as large as all gradients, with which one device is not planned.
+        wrapped = (tmp_path / "wrapped.txt").read_text(encoding="utf-8")
+        assert (wrapped == "DistributedDataParallel") is (num_ranks > 1)
     assert len(run.losses) == STEPS
     assert all(math.isfinite(loss) for loss in run.losses)
     # A random model knows nothing: every token costs about the logarithm of the vocabulary.

@@ -221,13 +221,26 @@ def test_nothing_is_configured_twice(found):
     assert beside == [settings[key] for key in ("deepspeed",) if key in settings]
 
 
+@pytest.mark.parametrize(
+    ("release", "asks"), [("1.16.0", "'trl>=1.6'"), ("1.5.0", "'trl>=0.26,<1.6'")]
+)
+def test_releases_that_hold_other_logits_are_not_installed(release, asks):
+    versions = {"trl": release}
+    asked = Recipe(numerics="bf16")
+    found = realised("trl", asked, versions=versions, several_devices=False)
+    assert found.loss == ("chunked" if release == "1.16.0" else "standard")
+    text = emit("trl", job(found, num_ranks=1, nodes=1), versions=versions)[0].text
+    assert f"# Install: pip install {asks}" in text
+
+
 @pytest.mark.parametrize(("num_ranks", "nodes"), [(1, 1), (8, 1), (16, 2)])
 def test_the_launch_line_starts_every_device(num_ranks, nodes):
     *_, launch = emit("trl", job(recipe(numerics="bf16"), num_ranks=num_ranks, nodes=nodes))
     assert launch.name == "plan.launch.sh"
     words = shlex.split(launch.text.splitlines()[-1])
-    assert words[0] == "torchrun"
-    assert f"--nproc_per_node={num_ranks // nodes}" in words
+    assert words[0] == ("torchrun" if num_ranks > 1 else "python"), "or DDP wraps it, buckets too"
+    assert (f"--nproc_per_node={num_ranks // nodes}" in words) is (num_ranks > 1)
+    assert ("{CUDA_VISIBLE_DEVICES:-0}" in launch.text) is (num_ranks == 1)
     assert (f"--nnodes={nodes}" in words) is (nodes > 1)
     assert words[words.index("-m") + 1] == "trl.scripts.sft"
     assert words[words.index("--config") + 1] == "plan.yaml"

@@ -262,6 +262,14 @@ def test_a_loop_with_the_right_weights_is_not_blamed_for_its_model() -> None:
     assert "whatever the loop does" in _verdicts(story)["C1"].text
 
 
+def test_a_model_that_is_only_just_away_is_not_0_percent_away() -> None:
+    story = _story(deviation=0.00034, cosine=0.95)
+    story.read({"event": "additivity", "run": "equal", "deviation": 0.000081})
+    text = _verdicts(story)["C1"].text
+    assert "0.008% away" in text
+    assert "this loop makes it 0.03%" in text
+
+
 def test_a_loss_that_adds_up_at_equal_lengths_alone_is_called_no_token_mean() -> None:
     story = _story()
     story.read({"event": "additivity", "run": "equal", "deviation": 1e-7})

@@ -240,3 +240,54 @@ def test_coupling_that_no_class_gives_away_is_found_by_what_it_does(
     (cause,) = found.causes
     assert (cause.kind, cause.names) == (coupling, names)
     assert not found.ok
+
+
+@pytest.mark.parametrize(
+    ("cls", "more", "targets"),
+    [
+        ("BertForSequenceClassification", {"num_labels": 3}, 2),
+        ("BertForSequenceClassification", {"num_labels": 1}, 2),
+        ("LlamaForSequenceClassification", {"num_labels": 3}, 2),
+        ("BertForTokenClassification", {"num_labels": 3}, 98),
+    ],
+)
+def test_classes_of_text_have_labels_that_their_loss_takes_and_the_large_batch_as_their_mean(
+    cls: str, more: dict[str, Any], targets: int
+) -> None:
+    import torch
+    import transformers
+
+    from batchplan.experiments.worker.verify_examples import Examples, loss_of
+
+    sizes = {name: LLAMA[name] for name in LLAMA if name.startswith(("hidden", "inter", "num"))}
+    kind = getattr(transformers, cls).config_class
+    # In eval mode: BERT drops units.
+    model = getattr(transformers, cls)(kind(vocab_size=64, **sizes, **more)).eval()
+    asked = {"seed": 0, "rows": [], "micro_batch": 2}
+    examples = Examples(model, asked, torch.device("cpu"))
+    assert examples.has_lengths is (targets > 2)
+    batches = examples.equal(3)
+    assert [examples.targets(batch) for batch in batches] == [targets] * 3
+    mean = sum(loss_of(model, batch) for batch in batches) / 3
+    assert loss_of(model, examples.together(batches)).item() == pytest.approx(mean.item(), rel=1e-5)
+
+
+def test_a_parameter_that_nothing_uses_keeps_no_rank_from_the_others_gradients() -> None:
+    # XLNet has a mask_emb for permutations, which have to be asked for; and no last position.
+    config = {
+        "model_type": "xlnet",
+        "architectures": ["XLNetLMHeadModel"],
+        **{"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "vocab_size": 99},
+    }
+    found = verified(config, subjects=("reference",))
+    checks = by_code(found, "reference")
+    assert [checks[code].ok for code in ("C2", "C4")] == [True, True]
+
+
+def test_a_pooler_is_as_narrow_as_what_it_pools() -> None:
+    from batchplan.experiments.worker.verify_model import _narrow
+
+    small = _narrow(
+        {"hidden_size": 64, "pooler_hidden_size": 64, "num_attention_heads": 8, "vocab_size": 99}
+    )
+    assert small["pooler_hidden_size"] == small["hidden_size"] == 16

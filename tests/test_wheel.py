@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -92,6 +93,19 @@ def test_the_wheel_holds_the_package_the_catalog_and_the_licence_and_nothing_els
     assert "batchplan/_profiles/gpus/gpus.csv" in inside
     assert "batchplan/py.typed" in inside
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+def test_the_source_distribution_holds_what_its_readme_links_and_its_own_check_needs(tmp_path):
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir"]
+    subprocess.run([*command, str(tmp_path), str(ROOT)], capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    targets = re.findall(r"\]\(([^)\s#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    linked = {name for name in targets if "://" not in name and not name.endswith("/")}
+    needed = {".ci/run", "scripts/check", "constraints.txt", "tests/test_wheel.py"}
+    assert linked | needed <= names
+    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_metadata_says_what_a_user_looks_for(wheel):

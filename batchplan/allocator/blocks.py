@@ -67,7 +67,6 @@ class Pool:
     """The small or the large blocks of one stream."""
 
     __slots__ = (
-        "_free_at",
         "_unmapped_at",
         "first_blocks",
         "free",
@@ -79,13 +78,12 @@ class Pool:
     def __init__(self, *, is_small: bool, stream: int) -> None:
         self.is_small = is_small
         self.stream = stream
-        self.free: list[tuple[int, int]] = []
-        """(size, address) of the free blocks, in the order of the search for the best fit."""
+        self.free: list[tuple[int, int, Block]] = []
+        """(size, address, block) of the free ones, in the order of the search for the best fit."""
         self.unmapped: list[int] = []
         """Addresses of the blocks without memory, in order."""
         self.first_blocks: dict[int, Block] = {}
         """The first block of every segment, by its address."""
-        self._free_at: dict[int, Block] = {}
         self._unmapped_at: dict[int, Block] = {}
 
     @property
@@ -93,9 +91,9 @@ class Pool:
         """Bytes that an expandable segment of this pool maps at a time."""
         return SMALL_BUFFER if self.is_small else LARGE_BUFFER
 
-    def free_block(self, index: int) -> Block:
-        """Return the block at a place of ``free``."""
-        return self._free_at[self.free[index][1]]
+    def take(self, index: int) -> Block:
+        """Remove the block at a place of ``free`` from it, and return it."""
+        return self.free.pop(index)[2]
 
     def unmapped_blocks(self) -> list[Block]:
         """Return the blocks without memory in address order."""
@@ -103,13 +101,12 @@ class Pool:
 
     def best_fit(self, size: int) -> int:
         """Return the place in ``free`` of the smallest block that is large enough, or its end."""
-        return bisect_left(self.free, (size, 0))
+        return bisect_left(self.free, (size,))
 
     def enlist(self, block: Block) -> None:
         """Enter a block into the list of the free or of the unmapped ones."""
         if block.mapped:
-            insort(self.free, (block.size, block.address))
-            self._free_at[block.address] = block
+            insort(self.free, (block.size, block.address, block))
         else:
             insort(self.unmapped, block.address)
             self._unmapped_at[block.address] = block
@@ -118,25 +115,20 @@ class Pool:
         """Remove a block from the list it is in, before its size, address or state changes."""
         if block.mapped:
             del self.free[bisect_left(self.free, (block.size, block.address))]
-            del self._free_at[block.address]
         else:
             del self.unmapped[bisect_left(self.unmapped, block.address)]
             del self._unmapped_at[block.address]
 
     def settle(self, block: Block) -> Block:
-        """Join a block in no list with its like on either side; enlist and return what results."""
+        """Join a block in no list, not allocated, with its like beside it; enlist what results."""
         before = block.prev
-        if before is not None and _are_alike(before, block):
+        if before is not None and not before.allocated and before.mapped == block.mapped:
             self.delist(before)
             before.absorb_next()
             block = before
         after = block.next
-        if after is not None and _are_alike(block, after):
+        if after is not None and not after.allocated and after.mapped == block.mapped:
             self.delist(after)
             block.absorb_next()
         self.enlist(block)
         return block
-
-
-def _are_alike(block: Block, settling: Block) -> bool:
-    return not (block.allocated or settling.allocated) and block.mapped == settling.mapped

@@ -192,21 +192,20 @@ class CachingAllocator:
         index = pool.best_fit(size)
         if index == len(pool.free):
             return None
-        block = pool.free_block(index)
+        block = pool.free[index][2]
         if self._expandable:
             # A block that can grow counts as large as it can get, so that it is kept for last.
             for later in range(index + 1, len(pool.free)):
-                larger = pool.free_block(later)
+                larger = pool.free[later][2]
                 if larger.expandable_size >= block.expandable_size:
                     break
-                block = larger
+                index, block = later, larger
         if self._max_split is not None:
             if size < self._max_split <= block.size:
                 return None
             if size >= self._max_split and block.size >= size + MAX_NON_SPLIT_ROUNDING_SIZE:
                 return None
-        pool.delist(block)
-        return block
+        return pool.take(index)
 
     def _obtain(self, pool: Pool, size: int) -> Block | None:
         """Return a new block, after giving memory back to the driver where that is needed."""
@@ -246,18 +245,18 @@ class CachingAllocator:
         wanted = max(size, self._max_split)
         index = pool.best_fit(wanted)
         if index < len(pool.free):
-            self._release(pool.free_block(index))
+            self._release(pool.free[index][2])
             return True
         released = 0
         while released < wanted and pool.free and pool.free[-1][0] >= self._max_split:
             released += pool.free[-1][0]
-            self._release(pool.free_block(-1))
+            self._release(pool.free[-1][2])
         return released >= wanted
 
     def _release_cached(self) -> None:
         """Give back every free segment, or page, of every pool (release_cached_blocks)."""
         for pool in self._pools.values():
-            for block in [pool.free_block(index) for index in range(len(pool.free))]:
+            for _, _, block in tuple(pool.free):
                 if self._expandable:
                     unmap_whole_pages(block, self._driver)
                 elif block.is_whole:

@@ -1,12 +1,14 @@
-"""What ``check`` answers, what ``--fix`` makes of it, and the documents of both."""
+"""What ``check`` answers, and its document."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from batchplan.api.check_findings import finding_document
+from batchplan.api.check_fix import Fixed, fixed
 from batchplan.api.documents import (
     SCHEMA_VERSION,
     caveats_document,
@@ -18,16 +20,14 @@ from batchplan.api.documents import (
 from batchplan.api.estimating import EstimateAnswer
 from batchplan.api.recipes import numerics_words
 from batchplan.checker import Run
-from batchplan.configfile import Change, ConfigFile, Finding, Severity, apply, parse
-from batchplan.errors import CheckError, SpecError
+from batchplan.configfile import ConfigFile, Finding, Severity
+from batchplan.errors import CheckError
 from batchplan.spec import Caveat, Gpu, Recipe
 from batchplan.trainers.defaults import Default
 from batchplan.trainers.policies import POLICIES
 from batchplan.trainers.reading import Reading
 from batchplan.trainers.realise import matters
 
-_MOST_ROUNDS = 5
-"""Of mending; two mistakes that hide each other need two."""
 _TOLD = (
     *("micro_batch", "accum_steps", "method", "lora_rank", "lora_targets", "lora_dropout"),
     "numerics",
@@ -50,34 +50,6 @@ class Asked:
     revision: str | None = None
     trust_remote_code: bool = False
     offline: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
-    """The main file with its mistakes mended."""
-
-    text: str
-    findings: tuple[Finding, ...]
-    """What was mended."""
-    after: CheckAnswer
-    """What a check of the mended file says."""
-
-    def to_dict(self, name: str = "") -> dict[str, Any]:
-        """Return what was mended and what is left, for ``batchplan check --fix --json``.
-
-        Lines of what is left are of the mended file, which is called ``name`` if that is given.
-        """
-        main = self.after.files[0].name
-        left = [replace(one, file=name) if name and one.file == main else one for one in self.left]
-        return {
-            "mended": [finding_document(one) for one in self.findings],
-            "left": [finding_document(one) for one in left],
-        }
-
-    @property
-    def left(self) -> tuple[Finding, ...]:
-        """What is still found in the mended file, and in the others."""
-        return self.after.findings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,41 +107,13 @@ class CheckAnswer:
             and (self.recipe is None or matters(name, self.recipe))
         )
 
-    def fix(self) -> Fixed:
-        """Return the main file with the edits made that findings propose for it.
+    def fix(self, *, every_file: bool = False) -> Fixed:
+        """Return the trainer's own file, or every file of the run, as findings propose to edit it.
 
-        A mistake may only show when another is mended, so that is done until none is left that
-        can be: each round mends what the last one could not see.
+        A mistake that only a person can decide stays.
         """
-        text, findings, after = self._mended()
-        for _ in range(_MOST_ROUNDS):
-            more, found, again = after._mended()
-            if more == text:
-                break
-            text, findings, after = more, (*findings, *found), again
-        return Fixed(text=text, findings=findings, after=after)
-
-    def _mended(self) -> tuple[str, tuple[Finding, ...], CheckAnswer]:
-        """Return the main file after one round, what was mended, and what a check says then.
-
-        Values are set before keys are renamed or removed, because an edit names a key as it was.
-        """
-        file, mended = self.files[0], []
-        order = tuple(Change)
-        for one in sorted(
-            self.findings, key=lambda one: [order.index(e.change) for e in one.edits]
-        ):
-            if one.file == file.name and one.edits:
-                try:
-                    text = apply(file, one.edits)
-                except SpecError:  # the layout ties it to other values: left for a person
-                    continue
-                file = parse(file.name, text.encode(), format=file.format)
-                mended.append(one)
-        if not mended:
-            return file.text, (), self
-        mended.sort(key=lambda one: one.line or 0)
-        return file.text, tuple(mended), self.asked_of((file, *self.files[1:]))
+        files = self.files if every_file else self.files[:1]
+        return fixed(self, [file.name for file in files])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of ``batchplan check --json``."""
@@ -198,7 +142,7 @@ class CheckAnswer:
                 "global_batch_size": run.global_batch_size,
                 "global_batch_tokens": tokens,
             },
-            "max_steps": run.values.get("max_steps"),
+            "max_steps": run.max_steps,
             "learning_rate": run.values.get("learning_rate"),
             "recipe": None if self.recipe is None else recipe_document(self.recipe),
             "numerics": None if self.recipe is None else numerics_words(self.recipe),
@@ -219,20 +163,6 @@ class CheckAnswer:
             "findings": [finding_document(one) for one in self.findings],
             "caveats": caveats_document(self.caveats),
         }
-
-
-def finding_document(finding: Finding) -> dict[str, Any]:
-    """Return one finding; ``is_fixable`` says whether ``--fix`` mends it."""
-    return {
-        "code": finding.code,
-        "severity": finding.severity.value,
-        "file": finding.file,
-        "line": finding.line,
-        "key": finding.key,
-        "text": finding.text,
-        "fix": finding.fix,
-        "is_fixable": bool(finding.edits),
-    }
 
 
 def _fields(asked: Asked) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -69,7 +70,7 @@ def is_there(path: Path) -> bool:
 
 
 def _identity(path: str | Path) -> str:
-    return str(Path(path).resolve())
+    return os.path.realpath(path)  # a loop of links is told when it is opened
 
 
 def _found(named: Named) -> str | None:

@@ -16,8 +16,11 @@ from batchplan.checker import Run, Subject, detect_trainer, examine, reconstruct
 from batchplan.checker.beside import Named
 from batchplan.checker.detect import OWN_LOOP
 from batchplan.checker.examine import in_order
+from batchplan.checker.launched import as_programs, with_script_flags
 from batchplan.checker.launcher import with_launcher
 from batchplan.checker.loops import with_loops
+from batchplan.checker.prepared import with_prepared
+from batchplan.checker.rates import with_text_rate
 from batchplan.checker.roles import LAUNCH, SCRIPT, main_first, roles_of
 from batchplan.configfile import ConfigFile
 from batchplan.errors import SpecError, TraceError
@@ -101,7 +104,10 @@ def _answer(
     form = format_of(trainer)
     roles = roles_of(files)
     files = main_first(files, roles)
-    reading = with_launcher(with_loops(form.read(files), files), files, roles)
+    reading = form.read(as_programs(files, trainer))
+    for more in (with_loops, with_script_flags, with_prepared, with_text_rate):
+        reading = more(reading, files)
+    reading = with_launcher(reading, files, roles)
     versions = _versions(asked.python)
     caveats: list[Caveat] = []
     name = model_name(asked, reading, files[0])

@@ -11,10 +11,13 @@ from typing import Any
 from batchplan.api.documents import plain
 from batchplan.api.request import Request
 from batchplan.errors import SpecError
-from batchplan.experiments.noise_file import Estimate, NoiseRecord, read_noise
+from batchplan.experiments.noise_file import Estimate, NoiseRecord, digest, read_noise
 from batchplan.learning.noise import Ratio, batch_cost
 from batchplan.spec import Batch, Caveat, Method
 from batchplan.units import format_count
+
+_MUCH_LONGER = 2.0
+"""Times the measured sequences, from which it matters what fills a row: a choice."""
 
 
 def given_noise(path: str | PathLike[str] | None) -> NoiseRecord | None:
@@ -34,9 +37,10 @@ def bounded_noise(path: str | PathLike[str]) -> NoiseRecord:
     """
     record = read_noise(Path(path).expanduser())
     if record.tokens.value is None:
+        known = f", only that it is above {record.tokens.low:,.0f} tokens"
         raise SpecError(
-            f"{path} has no noise scale, only that it is above {record.tokens.low:,.0f} tokens. "
-            "Measure again with a larger --window."
+            f"{path} has no noise scale{known if record.tokens.low else ''}. Measure again with a "
+            "larger --window."
         )
     return record
 
@@ -64,8 +68,13 @@ def noise_document(
     }
 
 
-def noise_caveats(record: NoiseRecord | None, request: Request) -> Iterator[Caveat]:
-    """Yield what makes a measurement doubtful for this plan."""
+def noise_caveats(
+    record: NoiseRecord | None, request: Request, *, counted_tokens: int | None
+) -> Iterator[Caveat]:
+    """Yield what makes a measurement doubtful for this plan.
+
+    ``counted_tokens`` is what plans count for a sequence, None where a data set says what fills it.
+    """
     if record is None:
         return
     name = request.model.id.rstrip("/").rpartition("/")[2]
@@ -73,6 +82,12 @@ def noise_caveats(record: NoiseRecord | None, request: Request) -> Iterator[Cave
         yield Caveat(
             code="noise-other-model",
             text=f"The noise scale was measured on {record.model_id}, not on {request.model.id}.",
+        )
+    elif request.config and record.config_sha256 != digest(request.config):
+        yield Caveat(
+            code="noise-other-config",
+            text=f"The noise scale was measured on {record.model_id} with another config, on "
+            f"{record.created:%Y-%m-%d}: measure again if more than names in it changed.",
         )
     method = request.given.get("method", Method.FULL)
     if (record.recipe.method is Method.FULL) is not (method == Method.FULL):
@@ -87,12 +102,19 @@ def noise_caveats(record: NoiseRecord | None, request: Request) -> Iterator[Cave
             text="The noise scale was measured at random weights: it says nothing about a trained "
             "model.",
         )
+    if counted_tokens is not None and counted_tokens > _MUCH_LONGER * record.row_tokens:
+        yield Caveat(
+            code="noise-other-lengths",
+            text=f"The noise scale was measured on sequences of {record.row_tokens:,.0f} tokens on "
+            f"average, and plans count {counted_tokens:,}: that is right where such sequences are "
+            "packed. Where they are padded, --dataset counts what is data.",
+        )
     if record.tokens.value is None:
         low = format_count(round(record.tokens.low))
+        known = f"only a bound is known, {low} tokens" if record.tokens.low else "nothing is known"
         yield Caveat(
             code="noise-bound-only",
-            text=f"Of the noise scale only a bound is known, {low} tokens: the learning rate is "
-            "left as it is.",
+            text=f"Of the noise scale {known}: the learning rate is left as it is.",
         )
     yield Caveat(
         code="noise-not-critical-batch",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from os import PathLike
@@ -17,15 +15,16 @@ from batchplan.api.fields import SharedFields
 from batchplan.api.learning import positive_number
 from batchplan.api.noise_answer import NoiseAnswer, known
 from batchplan.api.profiles import OnProgress
+from batchplan.api.request import Request
 from batchplan.api.subjects import AUTO, resolve_subject, subject_inputs
 from batchplan.errors import SpecError
 from batchplan.experiments.noise import Budget, MeasuredNoise, measure_noise
-from batchplan.experiments.noise_file import Estimate, NoiseRecord, save_noise
+from batchplan.experiments.noise_file import Estimate, NoiseRecord, digest, save_noise
 from batchplan.experiments.subject import Subject
 from batchplan.learning.noise import LEVEL, NoiseScale, Ratio, noise_scale
 from batchplan.prober.saving import public_name
 from batchplan.sources.token_rows import DrawnRows, draw_rows
-from batchplan.spec import MAX_MICRO_BATCH, Caveat, Method, ModelInfo
+from batchplan.spec import MAX_MICRO_BATCH, Caveat, Method
 from batchplan.units import parse_percent
 
 DEFAULT_MICRO_BATCH = 1
@@ -120,7 +119,7 @@ def noise(
         )
     measured = measure_noise(subject, rows, **sizes, budget=budget, on_progress=on_progress)
     found = noise_scale(measured.windows)
-    record = _record(request.model, path, subject, measured, found, sizes)
+    record = _record(request, path, subject, measured, found, sizes)
     # Where rows are cut is said with the data.
     asked = [caveat for caveat in request.caveats if caveat.code != "seq-len-assumed"]
     caveats = (*asked, *_caveats(subject, rows, measured, found))
@@ -180,22 +179,21 @@ def _vocabulary(config: Any) -> int | None:
 
 
 def _record(
-    model: ModelInfo,
+    request: Request,
     path: Path,
     subject: Subject,
     measured: MeasuredNoise,
     found: NoiseScale,
     sizes: dict[str, int],
 ) -> NoiseRecord:
-    text = json.dumps(subject.config, sort_keys=True, default=str)
     return NoiseRecord(
         created=datetime.now(UTC).replace(microsecond=0),
         batchplan=__version__,
         device=measured.device_name,
         kind_of_device=subject.device,
         versions=measured.versions,
-        model_id=public_name(model.id),
-        config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        model_id=public_name(request.model.id),
+        config_sha256=digest(request.config),
         weights=subject.weights,
         data=path.name,
         seed=subject.seed,

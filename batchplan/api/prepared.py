@@ -51,7 +51,8 @@ class Prepared:
     @property
     def caveats(self) -> tuple[Caveat, ...]:
         """What holds for every device."""
-        about_noise = noise_caveats(self.noise, self.request)
+        counted = self.request.seq_len if self.data is None else None
+        about_noise = noise_caveats(self.noise, self.request, counted_tokens=counted)
         return (
             *self.request.caveats,
             *data_caveats(self.data),

@@ -43,10 +43,10 @@ from batchplan.spec import (
 from batchplan.tracer import profile_key
 from batchplan.trainers import (
     no_sharding,
-    obstacles,
     preferred_numerics,
     realisable_shardings,
     realised,
+    refusals,
 )
 from batchplan.units import parse_percent
 
@@ -143,7 +143,7 @@ def question(
         attentions=axes.of("attention", gpu),
         seq_len=request.seq_len,
         # Of several values only those that can be configured are worth an answer.
-        is_allowed=partial(_is_realisable, request) if axes.values else _always,
+        refusals=partial(_refusals, request) if axes.values else _none,
         realise=cache(partial(_realise, request)),
     )
     return Question(
@@ -215,7 +215,7 @@ def planner_question(request: Request, asked: Question, profiles: Profiles) -> P
         assumes_nodes=space.num_nodes is None,
         assumes_inter_node=space.inter_node_gb_per_s is None,
         checkpointings=space.checkpointings,
-        obstacles=partial(_obstacles, request),
+        obstacles=partial(_refusals, request),
         realise=space.realise,
         assumed=frozenset(Recipe.model_fields) - request.given.keys(),
     )
@@ -241,12 +241,9 @@ def _ways(asked: Question, library: str) -> list[Recipe]:
     return list(found.values())
 
 
-def _obstacles(request: Request, recipe: Recipe) -> tuple[str, ...]:
-    return obstacles(request.trainer, recipe, versions=request.versions)
-
-
-def _is_realisable(request: Request, recipe: Recipe) -> bool:
-    return not _obstacles(request, recipe)
+def _refusals(request: Request, recipe: Recipe) -> tuple[str, ...]:
+    found = refusals(request.trainer, recipe, versions=request.versions)
+    return tuple(f"{request.trainer}: {text}" for text in found)
 
 
 def _realise(request: Request, recipe: Recipe, several_devices: bool) -> Recipe:  # noqa: FBT001
@@ -260,8 +257,8 @@ def _realise(request: Request, recipe: Recipe, several_devices: bool) -> Recipe:
     )
 
 
-def _always(_: Recipe) -> bool:
-    return True
+def _none(_: Recipe) -> tuple[str, ...]:
+    return ()
 
 
 def _recipe(request: Request, counts: tuple[int, ...]) -> tuple[Recipe, tuple[Caveat, ...]]:
@@ -296,13 +293,16 @@ def _meaning(numerics: Numerics, method: Method) -> str:
 
 
 def _default_numerics(request: Request, counts: tuple[int, ...]) -> Numerics:
-    """Return numerics that keep fp32 values of whatever trains, where the trainer can."""
-    given = request.given
-    sharding = given.get("sharding")
+    """Return numerics that keep fp32 values of whatever trains, where the trainer can.
+
+    Raises:
+        SpecError: when a value of the recipe is not allowed.
+    """
+    recipe = fill(request.given, {})
     return preferred_numerics(
         request.trainer,
-        method=Method(given.get("method", Method.FULL)),
-        sharding=None if sharding is None else Sharding(sharding),
+        method=recipe.method,
+        sharding=recipe.sharding if "sharding" in request.given else None,
         has_bf16=request.gpu.has_bf16,
         counts=counts,
     )

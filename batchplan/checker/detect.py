@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from batchplan.checker.launched import ON_FLAGS, flags_behind_script, program_words
 from batchplan.checker.roles import CONFIG, MAIN, Table, list_for, roles_of
 from batchplan.checker.subject import own_name
 from batchplan.configfile import ConfigFile, Format
@@ -25,6 +26,8 @@ _BUILT_ON = {
     "trl": ("hf-trainer",),
 }
 """Trainers whose scripts make the calls of another: ``SFTTrainer`` takes ``TrainingArguments``."""
+_OF_PEFT = "prepare_model_for_kbit_training"
+"""Takes a keyword that is a mark of unsloth's, under any trainer."""
 _OF_CONFIGS = (Format.YAML, Format.JSON)
 _SUFFIXES = (".yaml", ".json")
 """Of trainers that are configured by keys, not by a script."""
@@ -36,7 +39,8 @@ def detect_trainer(files: Sequence[ConfigFile], keys_of: Callable[[str], Trainer
     First by marks: keys, calls and programs that no other trainer has. Where none is borne, and of
     several that are marked, it is the one that knows the largest share of the keys, by an older
     name or a newer; of two that know as many, the one with fewer keys in all, which the other
-    builds on. A training loop of the user's own is ``OWN_LOOP``.
+    builds on. A launch script whose flags are those of ``ON_FLAGS`` is its, and a training loop of
+    the user's own is ``OWN_LOOP``.
 
     Args:
         files: of one run.
@@ -49,7 +53,13 @@ def detect_trainer(files: Sequence[ConfigFile], keys_of: Callable[[str], Trainer
     own = [trainer for trainer in marked if trainer not in _BESIDE]
     scripts = [file for file in files if file.format is Format.PYTHON]
     looping = [trainer for trainer in _BESIDE if _marks(trainer, scripts, keys_of)]
-    candidates = _outermost(own) or looping or _knowing(files, keys_of) or list(marked)
+    candidates = (
+        _outermost(own)
+        or looping
+        or _knowing(files, keys_of)
+        or _with_flags(files, keys_of)
+        or list(marked)
+    )
     best = _most(candidates, lambda trainer: _share(keys_of(trainer), files))
     best = _most(best, lambda trainer: marked.get(trainer, 0))
     best = _most(best, lambda trainer: -_num_keys(keys_of(trainer)))
@@ -78,6 +88,13 @@ def _knowing(files: Sequence[ConfigFile], keys_of: Callable[[str], TrainerKeys])
         and format_of(trainer).suffix in _SUFFIXES
         and _is_mostly_known(_are_known(keys_of(trainer), files))
     ]
+
+
+def _with_flags(files: Sequence[ConfigFile], keys_of: Callable[[str], TrainerKeys]) -> list[str]:
+    """Return ``ON_FLAGS`` where a launcher hands a script the flags that are its keys."""
+    names = [name for file in files for name in flags_behind_script(file)]
+    keys = keys_of(ON_FLAGS)
+    return [ON_FLAGS] if _is_mostly_known([_is_key(keys, name) for name in names]) else []
 
 
 def _is_mostly_known(known: list[bool]) -> bool:
@@ -120,10 +137,12 @@ def _is_key(keys: TrainerKeys, name: str) -> bool:
 def _words(file: ConfigFile) -> Iterator[str]:
     """Yield what a mark may be: keys, the names of calls, the words of a launch command."""
     for path, entry in file.entries.items():
+        if file.format is Format.PYTHON and str(path[0]).split(".")[-1] == _OF_PEFT:
+            continue
         yield entry.dotted
         yield own_name(file.format, path)
         if file.format is Format.SHELL and path[0] == "program":
-            yield str(entry.value)
+            yield from program_words(str(entry.value))
         if file.format is Format.PYTHON:
             yield str(path[0])
 

@@ -14,6 +14,8 @@ from batchplan.trainers.shared.precision import DTYPES, numerics_of
 
 _TAKEN = ("sharding", "fsdp_version", "offload", "zero_buckets", "num_ranks", "num_nodes")
 """Where the trainer's own files say nothing; its precision is the trainer's own."""
+_SWITCHES = ("--use_fsdp", "--use_deepspeed", "--use-fsdp", "--use-deepspeed")
+"""Flags of ``accelerate launch`` in place of its config."""
 _NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 _DTYPES = ("weight_dtype", "grad_dtype", "optimizer_dtype")
 
@@ -27,10 +29,11 @@ def with_launcher(
     ``Accelerator`` read; transformers ``trainer.py`` makes an ``Accelerator`` of its own.
     """
     beside = [file for file in files if roles[file.name] in (ACCELERATE, DEEPSPEED)]
+    switched = [file for file in files if any(("flags", flag) in file for flag in _SWITCHES)]
     has_config = any(roles[file.name] == ACCELERATE for file in beside)
-    if not has_config or reading.trainer == ACCELERATE:
+    if not (has_config or switched) or reading.trainer == ACCELERATE:
         return reading
-    launched = format_of(ACCELERATE).read(beside)
+    launched = format_of(ACCELERATE).read([*beside, *switched])
     found = {
         name: read
         for name in _TAKEN

@@ -42,6 +42,11 @@ class Run:
         return self.micro_batch * self.accum_steps * self.num_ranks
 
     @property
+    def max_steps(self) -> int | None:
+        """Optimizer steps; None where the epochs decide, which ``-1`` says too."""
+        return _positive(self.values.get("max_steps"))
+
+    @property
     def recipe_values(self) -> dict[str, Any]:
         """The fields of ``Recipe`` that are decided."""
         return {

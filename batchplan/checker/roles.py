@@ -91,7 +91,8 @@ def table_of(trainer: str, role: str, path: Path) -> Table | None:
             (table for prefix, table in _BLOCKS.items() if path[: table.below] == prefix), None
         )
     if role == LAUNCH:
-        return None
+        is_flag = path[0] == "flags" and trainer not in (ACCELERATE, DEEPSPEED)
+        return Table(trainer=trainer, name=CONFIG, below=1) if is_flag else None
     return Table(trainer=role if role in (ACCELERATE, DEEPSPEED) else trainer, name=CONFIG)
 
 

@@ -77,7 +77,7 @@ def at(
         file=file.name,
         line=file.line(*path),
         key=".".join(map(str, path)) if entry is None else entry.dotted,
-        edits=tuple(edit for edit in edits if _can(file, edit)),
+        edits=edits if all(_can(file, edit) for edit in edits) else (),
         severity=severity,
     )
 

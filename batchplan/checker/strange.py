@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batchplan.checker.roles import CONFIGS, SCRIPT, table_of
+from batchplan.checker.launched import flag_name
+from batchplan.checker.roles import CONFIGS, LAUNCH, SCRIPT, table_of
 from batchplan.checker.subject import Subject
-from batchplan.configfile import ConfigFile, Path
+from batchplan.configfile import ConfigFile, Format, Path
 from batchplan.sources.trainer_keys import Renamed, TrainerKeys
 
 COMPONENT = "_component_"
 """The key of a section of torchtune's that names what the others are arguments of."""
+_FLAG = "--"
 _FSDP_PREFIX = "fsdp_"
 """Cut off every key of ``fsdp_config``. Source: transformers training_args.py,
 _process_fsdp_args; axolotl utils/schemas/validation.py, check_fsdp_config_kwargs_prefix."""
@@ -31,7 +33,18 @@ class StrangeKey:
     @property
     def inner(self) -> tuple[str, ...]:
         """The path in that list."""
-        return tuple(map(str, self.path[self.below :]))
+        words = tuple(map(str, self.path[self.below :]))
+        return tuple(flag_name(words[0]).split(".")) if self.is_flag else words
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is one of a launch command, which may be the launcher's or the script's."""
+        return self.file.format is Format.SHELL
+
+    def path_of(self, *names: str) -> Path:
+        """Return where another key of the list stands, or would."""
+        written = (_FLAG + ".".join(names),) if self.is_flag else names
+        return (*self.path[: self.below], *written)
 
     @property
     def dotted(self) -> str:
@@ -66,7 +79,7 @@ class StrangeKey:
 
 def strange_keys(subject: Subject) -> Iterator[StrangeKey]:
     """Yield every key that is in no list; below such a key, nothing more is told."""
-    for file in subject.of_role(*CONFIGS, SCRIPT):
+    for file in subject.of_role(*CONFIGS, SCRIPT, LAUNCH):
         strange: set[Path] = set()
         for path, entry in file.entries.items():
             if entry.key is None or any(isinstance(part, int) for part in path):

@@ -44,7 +44,11 @@ _ASKED: Options = {
 _OUTPUT: Options = {
     "fix": option(bool, "Mend what can be mended; -o says where to. Default: off.", "--fix"),
     "output": option(
-        Path, "With --fix: the mended copy of the main file.", "-o", "--output", metavar="FILE"
+        Path,
+        "With --fix: the mended copy of the main file, or a folder for copies of all.",
+        "-o",
+        "--output",
+        metavar="FILE|FOLDER",
     ),
     "sarif": option(bool, "Print SARIF 2.1.0, for code scanning in CI.", "--sarif"),
     **JSON_ONLY,
@@ -60,7 +64,7 @@ def check(configs: _CONFIGS, **options: Any) -> int:
     Example: batchplan check train.yaml accelerate.yaml --gpu a100-80gb --devices 8
     """
     from batchplan.api import check as answer_check
-    from batchplan.cli.output import Progress, deliver, refuse_unwritable, write_files
+    from batchplan.cli.output import Progress, deliver, refuse_unwritable
 
     as_json, quiet = options.pop("json"), options.pop("quiet")
     as_sarif, fix, output = options.pop("sarif"), options.pop("fix"), options.pop("output")
@@ -68,15 +72,22 @@ def check(configs: _CONFIGS, **options: Any) -> int:
         raise SpecError("--fix and -o FILE go together: mend, and where to.")
     if as_json and as_sarif:
         raise SpecError("--json and --sarif: one of them.")
-    refuse_unwritable(output)
+    is_folder = output is not None and _is_folder(output)
+    refuse_unwritable(output / Path(configs[0]).name if output and output.is_dir() else output)
     given = {name: value for name, value in options.items() if value is not None}
     with Progress(quiet=quiet) as progress:
         answer = answer_check(configs, on_progress=progress, **given)
-        mended = answer.fix() if fix else None
+        mended = answer.fix(every_file=is_folder) if fix else None
     document, code = answer.to_dict(), answer.exit_code
     if mended is not None:
-        write_files([(output, mended.text)])
-        document["fixed"] = {"file": str(output), **mended.to_dict(str(output))}
+        paths = mended.written_to(output, is_folder=is_folder)
+        _write([(path, mended.texts[name]) for name, path in paths.items()])
+        names = {name: str(path) for name, path in paths.items()}
+        document["fixed"] = {
+            "file": next(iter(names.values())),
+            "files": list(names.values()),
+            **mended.to_dict(names),
+        }
         code = mended.after.exit_code
     if as_sarif:
         from batchplan import __version__
@@ -91,3 +102,19 @@ def check(configs: _CONFIGS, **options: Any) -> int:
         print_check(document, file=file)
 
     return deliver(document, as_json=as_json or as_sarif, show=show, code=code)
+
+
+def _is_folder(output: Path) -> bool:
+    """Whether ``-o`` names a folder: one that is there, or a new name without a suffix."""
+    return output.is_dir() or not (output.suffix or output.exists())
+
+
+def _write(files: list[tuple[Path, str]]) -> None:
+    from batchplan.cli.output import write_files
+
+    for path, _ in files:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(f"Cannot write {path}: {error.strerror or error}.") from None
+    write_files(files)

@@ -15,11 +15,19 @@ from batchplan import spec
 
 Options = Mapping[str, Any]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_WIDEST_CHOICES = 64
+"""Characters of choices beside their option, so that its line fits in 80 columns."""
 
 
 def option(kind: Any, help_text: str, *flags: str, metavar: str | None = None) -> Any:
     """Return the annotated type of one option; its default is None (or False for a flag)."""
-    shown = None if kind is bool or _is_choice(kind) else metavar
+    shown = None if kind is bool else metavar
+    if _is_choice(kind):
+        # Of itself typer puts all choices where help cannot wrap them.
+        choices = "|".join(kind)
+        is_long = len(choices) > _WIDEST_CHOICES
+        shown = "NAME" if is_long else None
+        help_text += f" Any of {', '.join(kind)}." if is_long else ""
     return Annotated[
         bool if kind is bool else kind | None,
         typer.Option(*flags, help=help_text, metavar=shown, show_default=False),

@@ -34,8 +34,8 @@ _SWITCHES = frozenset(
         "--quiet", "--debug", "-q", "-u",
     }
 )  # fmt: skip
-_MODULE_FLAGS = frozenset({"-m", "--module"})
-_LAUNCHER_MODULES = ("torch.distributed.", "accelerate.")
+MODULE_FLAGS = frozenset({"-m", "--module"})
+LAUNCHER_MODULES = ("torch.distributed.", "accelerate.")
 _EXPORTS = frozenset({"export", "declare", "typeset", "readonly"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=")
 _FLAG = re.compile(r"--?[A-Za-z][^\s=]*")
@@ -127,7 +127,7 @@ class _Command:
     def add(self, word: Word) -> None:
         """Take the next word."""
         name = _FLAG.match(self.source.text, word.start)
-        if name and word.text not in _MODULE_FLAGS:
+        if name and word.text not in MODULE_FLAGS:
             self.end_flag()
             if name.end() < word.end:
                 node = _value(self.source, word, name.end() + 1)
@@ -170,8 +170,8 @@ class _Command:
         text = word.text
         if len(self.program) == 1:
             self.is_past_script = _program_name(word) not in _WRAPPERS
-        elif self.program[-2].value in _MODULE_FLAGS:
-            self.is_past_script = not text.startswith(_LAUNCHER_MODULES)
+        elif self.program[-2].value in MODULE_FLAGS:
+            self.is_past_script = not text.startswith(LAUNCHER_MODULES)
         elif text.endswith(".py"):
             self.is_past_script = True
 

@@ -37,6 +37,15 @@ class Stop(StrEnum):
     DATA = "data"
 
 
+_TOO_FEW = {
+    Stop.SECONDS: "give more --max-seconds",
+    Stop.TOKENS: "give more --max-tokens",
+    Stop.DATA: "a window takes {rows:,} rows with a token that counts, and the data has no more; "
+    "give more data",
+}
+"""What to try, by what ended a measurement before it had two windows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """When it is enough."""
@@ -119,14 +128,16 @@ def measure_noise(
                             stopped = Stop.SECONDS
                             break
             seconds = time.monotonic() - started
+    stopped = stopped or feed.ended
     if len(windows) < 2:
         raise ProbeError(
-            f"{len(windows)} of two windows came of {format_seconds(seconds)}: give more "
-            "--max-seconds or --max-tokens, or a smaller --window."
+            f"Two windows are needed, and there were {len(windows)} after "
+            f"{format_seconds(seconds)}: "
+            f"{_TOO_FEW[stopped].format(rows=micro_batch * window)}, or a smaller --window."
         )
     return MeasuredNoise(
         windows=tuple(windows),
-        stopped=stopped or feed.ended,
+        stopped=stopped,
         seconds=seconds,
         num_read_tokens=sum(feed.read_tokens[: len(windows)]),
         device_name=about["device_name"],

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from batchplan.errors import SpecError
 from batchplan.prober.places import data_dir
@@ -18,6 +30,8 @@ SCHEMA_VERSION: Final = 1
 KIND: Final = "noise-scale"
 MOST_BYTES = 2**20
 """A larger file is none of ours."""
+_ROUNDING = 1e-9
+"""Of bounds that are equal: where all windows are alike, both are the estimate."""
 _Bound = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -34,6 +48,14 @@ class Estimate(_Part):
     high: PositiveFloat | None
     """None where there is no upper bound."""
 
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Estimate:
+        """Refuse bounds that no interval has: Fieller's always holds its estimate."""
+        ends = [end for end in (self.low, self.value, self.high) if end is not None]
+        if any(one > other * (1 + _ROUNDING) for one, other in pairwise(ends)):
+            raise ValueError("low, value and high are not in order")
+        return self
+
 
 class NoiseRecord(_Part):
     """One measurement, complete enough to be used without the model."""
@@ -49,7 +71,7 @@ class NoiseRecord(_Part):
     """Packages in the environment that ran the model."""
     model_id: str
     config_sha256: str
-    """Of the model's ``config.json``, keys sorted."""
+    """Of the model's ``config.json``: ``digest``."""
     weights: bool
     """Whether the published weights were loaded; random ones tell of the start of training."""
     data: str
@@ -62,7 +84,7 @@ class NoiseRecord(_Part):
     window: PositiveInt
     """Micro-batches."""
     num_windows: PositiveInt
-    level: float
+    level: Annotated[float, Field(gt=0, lt=1)]
     """Share of intervals that hold the true value."""
     sequences: Estimate
     tokens: Estimate
@@ -76,6 +98,16 @@ class NoiseRecord(_Part):
     dimensions: float | None
     loss: float
     stopped: str
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Return what tells one model's ``config.json`` from another, whatever the order of its keys.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1})
+    True
+    """
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def noise_dir() -> Path:

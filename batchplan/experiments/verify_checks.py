@@ -245,10 +245,10 @@ def _why(story: Story, run: str, event: Event, fault: Fault | None) -> str:
         return f"{TEXTS[fault]} ({ratio})"
     model = max((each["deviation"] for each in story.additivity[run]), default=0.0)
     if model > GRADIENT_TOLERANCE:
-        more = f"; this loop makes it {event['deviation']:.1%}"
+        more = f"; this loop makes it {_percent(event['deviation'])}"
         return (
-            f"the model's own gradients do not add up to the large batch's: {model:.1%} away, "
-            f"whatever the loop does{more if event['deviation'] > _MORE * model else ''}"
+            f"the model's own gradients do not add up to the large batch's: {_percent(model)} "
+            f"away, whatever the loop does{more if event['deviation'] > _MORE * model else ''}"
         )
     if event["residual"] > GRADIENT_TOLERANCE:
         # Label smoothing is another loss; so is a compute_loss that weighs tokens in its own way.
@@ -258,8 +258,8 @@ def _why(story: Story, run: str, event: Event, fault: Fault | None) -> str:
             else "the loss were another"
         )
         return (
-            f"{ratio}; {event['residual']:.1%} of it is no sum of the model's gradients of its "
-            f"micro-batches, as if {why}"
+            f"{ratio}; {_percent(event['residual'])} of it is no sum of the model's gradients of "
+            f"its micro-batches, as if {why}"
         )
     if event["max_norm"] and event["deviation"] <= GRADIENT_TOLERANCE:
         return f"clipped once, but to another norm than was asked for: {ratio}"
@@ -291,6 +291,15 @@ def _counts(story: Story, code: str, subject: str) -> Check:
     if (missing := _not_run(story, code, subject, "equal")) is not None:
         return missing
     return _miscounted(story, code, subject, "equal")
+
+
+def _percent(share: float) -> str:
+    """Return a share that failed, which is never 0.
+
+    >>> _percent(0.42), _percent(0.000081)
+    ('42.0%', '0.008%')
+    """
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"
 
 
 def _miscounted(story: Story, code: str, subject: str, run: str) -> Check:

@@ -72,8 +72,8 @@ class SearchSpace:
     """None keeps the recipe's."""
     sync_each_batch: tuple[bool, ...] | None = None
     """FSDP only; None keeps the recipe's."""
-    is_allowed: Callable[[Recipe], bool] = lambda _: True
-    """What else a recipe must pass, such as that the trainer can run it."""
+    refusals: Callable[[Recipe], tuple[str, ...]] = lambda _: ()
+    """Why a recipe is not tried, in words, such as what the trainer has no setting for."""
     realise: Realise = as_it_is
     """What the trainer makes of a recipe, on one device or on several."""
     seq_len: int
@@ -178,7 +178,7 @@ def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator
                     "sync_each_batch": sync,
                 }
                 varied = space.realise(recipe.model_copy(update=fields), cluster.num_ranks > 1)
-                if varied not in seen and space.is_allowed(varied):
+                if varied not in seen and not space.refusals(varied):
                     seen.add(varied)
                     yield Layout(recipe=varied, cluster=cluster)
 

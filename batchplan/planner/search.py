@@ -7,7 +7,7 @@ multiplications. Whatever is shown is priced again exactly as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from batchplan.errors import SpecError
@@ -143,7 +143,7 @@ def _weigh_all(
         ):
             break
     if not weighed:
-        raise SpecError(_no_layout_message(space))
+        raise SpecError(_no_layout_message(recipe, space))
     return weighed
 
 
@@ -240,7 +240,17 @@ def _distance(wanted: float, accum_steps: int) -> float:
     return abs(accum_steps - wanted)
 
 
-def _no_layout_message(space: SearchSpace) -> str:
+def _no_layout_message(recipe: Recipe, space: SearchSpace) -> str:
+    refused = dict.fromkeys(
+        text
+        for cluster in clusters(space)
+        for layout in layouts(
+            recipe=recipe, space=replace(space, refusals=lambda _: ()), cluster=cluster
+        )
+        for text in space.refusals(layout.recipe)
+    )
+    if refused:
+        return f"None of the values asked for can be run: {'; '.join(refused)}."
     nodes = max(cluster.num_nodes for cluster in clusters(space))
     shardings = ", ".join(space.shardings)
     offloads = ", ".join(space.offloads)

@@ -98,7 +98,7 @@ def _print_findings(page: Page, findings: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _print_finding(page: Page, one: Mapping[str, Any]) -> None:
-    place = one["file"] if one["line"] is None else f"{one['file']}:{one['line']}"
+    place = _placed(one)
     page.line(
         f"{place + ': ' if place else ''}{one['severity']} {one['code']}",
         style=_STYLES[one["severity"]],
@@ -122,14 +122,17 @@ def _counted(findings: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _print_fixed(page: Page, fixed: Mapping[str, Any]) -> None:
-    page.title(f"Wrote {fixed['file']}")
+    page.title(f"Wrote {', '.join(fixed['files'])}")
     mended, left = fixed["mended"], fixed["left"]
     if not mended:
-        page.line("Nothing in it could be mended.")
+        page.line("Nothing could be mended.")
     for one in mended:
-        page.bullet(f"line {one['line']}: {one['code']}: {one['fix']}")
+        page.bullet(f"{_placed(one)}: {one['code']}: {one['fix']}")
     if left:
         page.line(f"Left for you: {_counted(left)}.")
     for one in left:
-        place = one["file"] if one["line"] is None else f"{one['file']}:{one['line']}"
-        page.bullet(f"{place}: {one['code']}")
+        page.bullet(f"{_placed(one)}: {one['code']}")
+
+
+def _placed(one: Mapping[str, Any]) -> str:
+    return one["file"] if one["line"] is None else f"{one['file']}:{one['line']}"

@@ -62,6 +62,8 @@ def _print_verdict(page: Page, found: Mapping[str, Any]) -> None:
         low, rows = interval["tokens"]["low"], interval["sequences"]["low"]
         page.line(f"At least {_size(rows)} sequences = {_size(low)} tokens ({level}).")
         page.line("There is no upper bound: windows this small do not show the gradient's length.")
+    elif found["noise"] <= 0:
+        page.line("There is none to see: all micro-batches have the same gradient.", style="red")
     else:
         page.line("Nothing is known: the windows are too few or too small.", style="red")
     each = found["num_micro_batches"] // found["num_windows"]
@@ -162,13 +164,7 @@ def _print_target(page: Page, found: Mapping[str, Any]) -> None:
         )
     ]
     page.table([("", "left"), ("", "right"), ("from", "right"), ("to", "right")], rows)
-    wasted = target["examples_multiplier"]["value"]
-    if wasted is not None:
-        steps = target["steps_multiplier"]["value"]
-        page.line(
-            f"{_wasted(wasted)} of the data is wasted on the size of the batch; it takes "
-            f"{_number(steps)} times the fewest steps."
-        )
+    page.line(_cost(target))
     if target["is_beyond"]:
         page.line(
             "It is beyond the interval: a smaller batch would reach the same loss with less data.",
@@ -218,23 +214,38 @@ def print_plan_noise(page: Page, noise: Mapping[str, Any] | None) -> None:
     measured = "" if tokens["value"] is None else f"{_size(tokens['value'])} tokens, "
     page.line(
         f"Measured noise scale: {measured}{noise['level']:.0%} interval {_size(tokens['low'])} to "
-        f"{high} ({noise['data']})."
+        f"{high} ({noise['data']}, {noise['created'][:10]})."
     )
-    ratio, data, steps = (
-        best[name] for name in ("ratio", "examples_multiplier", "steps_multiplier")
-    )
+    ratio = best["ratio"]
     if ratio["value"] is not None:
         page.line(
             f"{best['batch']:,.0f} tokens a step are {_number(ratio['value'])} "
-            f"({_number(ratio['low'])} to {_number(ratio['high'])}) times that: "
-            f"{_wasted(data['value'])} of the data is wasted, and steps are "
-            f"{_number(steps['value'])} times the fewest."
+            f"({_number(ratio['low'])} to {_number(ratio['high'])}) times that."
         )
+    page.line(_cost(best))
     if best["is_beyond"]:
         page.line(
             "The batch is beyond the interval: a smaller one reaches the same loss with less data.",
             style="yellow",
         )
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    """Return what a batch costs in data and in steps, as sure as it is known."""
+    data, steps = cost["examples_multiplier"], cost["steps_multiplier"]
+    high = "100%" if data["high"] is None else _wasted(data["high"])
+    if data["value"] is None and high == "100%":
+        return "How much of the data it wastes is not known."
+    if data["value"] is None:
+        return (
+            f"At most {high} of the data is wasted on the size of the batch; it "
+            f"takes at least {_number(steps['low'])} times the fewest steps."
+        )
+    return (
+        f"{_wasted(data['value'])} of the data ({_wasted(data['low'])} to {high}) is wasted on the "
+        f"size of the batch; it takes {_number(steps['value'])} ({_number(steps['low'])} to "
+        f"{_number(steps['high'])}) times the fewest steps."
+    )
 
 
 def _wasted(multiplier: float) -> str:

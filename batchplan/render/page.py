@@ -77,7 +77,7 @@ class Page:
 
     def bullet(self, text: str, *, mark: str = "-", style: str = "") -> None:
         """Print one item of a list; further lines are indented."""
-        grid = Table.grid(padding=(0, 1))
+        grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=len(mark))
         grid.add_column()
         grid.add_row(mark, Text(text, style=style))

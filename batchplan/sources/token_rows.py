@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -55,12 +55,24 @@ class DrawnRows:
     _rows: Iterator[TokenRow]
 
     def __iter__(self) -> Iterator[TokenRow]:
-        """Yield rows that have targets."""
+        """Yield rows that have targets.
+
+        Raises:
+            SpecError: when none has, at the end.
+        """
+        num_yielded = 0
         for row in self._rows:
             if row.num_targets > 0:
+                num_yielded += 1
                 yield row
             else:
                 self.num_left_out += 1
+        if not num_yielded:
+            raise SpecError(
+                f"{self.source}: none of {self.num_left_out:,} rows has a token that counts in the "
+                "loss. The first token of a row is predicted by nothing, and labels of -100 do not "
+                "count."
+            )
 
 
 def draw_rows(
@@ -190,10 +202,7 @@ def _token_row(
     vocabulary: int | None,
 ) -> TokenRow:
     ids = _numbers(place, IDS, values[0])[:seq_len]
-    for token in ids:
-        if token < 0 or (vocabulary is not None and token >= vocabulary):
-            known = "0 or more" if vocabulary is None else f"0 to {vocabulary - 1:,}"
-            raise SpecError(f"{place}: token {token:,} is none of the model's, {known}.")
+    _refuse_unknown(place, "token", ids, vocabulary)
     if not masks:
         return TokenRow(ids, None)
     (name,) = masks
@@ -203,9 +212,19 @@ def _token_row(
             f"{place}: {len(values[0]):,} {IDS} and {len(marked):,} {name}; they must be as many."
         )
     if name == LABELS:
-        return TokenRow(ids, marked[:seq_len])
+        labels = marked[:seq_len]
+        targets = (label for label in labels if label != IGNORED)
+        _refuse_unknown(place, "label", targets, vocabulary)
+        return TokenRow(ids, labels)
     pairs = zip(ids, marked, strict=False)
     return TokenRow(ids, array("i", (token if mark else IGNORED for token, mark in pairs)))
+
+
+def _refuse_unknown(place: str, kind: str, found: Iterable[int], vocabulary: int | None) -> None:
+    for token in found:
+        if token < 0 or (vocabulary is not None and token >= vocabulary):
+            known = "0 or more" if vocabulary is None else f"0 to {vocabulary - 1:,}"
+            raise SpecError(f"{place}: {kind} {token:,} is none of the model's, {known}.")
 
 
 def _numbers(place: str, name: str, value: Any) -> array[int]:

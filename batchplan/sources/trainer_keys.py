@@ -43,9 +43,6 @@ class Key:
     """One or more of bool, int, float, str, list, dict and any."""
     choices: tuple[Any, ...] = ()
     """Values that it may have; empty when the set is open."""
-    has_default: bool = False
-    default: Any = None
-    """What the trainer takes when the file does not say; only where ``has_default``."""
     plugin: str | None = None
     """Module whose plugin must be listed for the key to count (Axolotl)."""
 
@@ -183,8 +180,6 @@ def _key(row: dict[str, Any]) -> Key:
     return Key(
         types=frozenset(row["type"].split("|")),
         choices=tuple(row.get("choices", ())),
-        has_default="default" in row,
-        default=row.get("default"),
         plugin=row.get("plugin"),
     )
 

@@ -98,7 +98,9 @@ def run_worker(
         finally:
             _running.discard(child)
             timer.cancel()
-        listener.join(timeout=5)
+            # Before its stream is closed under it; it may never have started.
+            with contextlib.suppress(RuntimeError):
+                listener.join(timeout=5)
     if expired.is_set():
         raise TraceError(f"The trace took longer than {TIMEOUT_SECONDS} s and was stopped.")
     return _read_reply(output, code, tail)

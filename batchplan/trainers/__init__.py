@@ -10,6 +10,7 @@ from batchplan.trainers.realise import (
     preferred_numerics,
     realisable_shardings,
     realised,
+    refusals,
 )
 from batchplan.trainers.writing import emit
 
@@ -28,6 +29,7 @@ __all__ = [
     "preferred_numerics",
     "realisable_shardings",
     "realised",
+    "refusals",
     "settle",
     "trainer_defaults",
 ]

@@ -36,9 +36,15 @@ from batchplan.trainers.format import (
 from batchplan.trainers.keymap import written
 from batchplan.trainers.releases import Needs
 from batchplan.trainers.shared import training_arguments as arguments
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.axolotl_keys import KEYS, LIGER, read
 from batchplan.trainers.shared.deepspeed_json import auto_config, offloads, to_json
-from batchplan.trainers.shared.launch import launch_file, torchrun_flags, visible_devices
+from batchplan.trainers.shared.launch import (
+    is_one_process,
+    launch_file,
+    torchrun_flags,
+    visible_devices,
+)
 from batchplan.trainers.shared.model_kwargs import ALL_LINEAR
 from batchplan.trainers.shared.needs import DEEPSPEED, FLASH
 from batchplan.trainers.shared.optimizers import MOMENTUM, optim_name
@@ -68,6 +74,8 @@ def write(job: Job) -> tuple[EmittedFile, ...]:
 
 
 def _command(job: Job, name: str) -> str:
+    if is_one_process(job):
+        return f"axolotl train {name} --launcher python"
     flags = torchrun_flags(job)
     if job.plan.num_nodes > 1:
         # Left out, axolotl makes one up on every node, and no two of them meet.
@@ -121,8 +129,7 @@ def _adapters(recipe: Recipe) -> Iterator[Setting]:
         return
     if recipe.method is Method.QLORA:
         yield Setting("load_in_4bit", True)
-    # Axolotl hands it to peft as it is, and peft cannot do without; it changes no memory.
-    yield Setting("lora_alpha", 2 * recipe.lora_rank, "twice the rank")
+    yield scale(recipe)
     if recipe.lora_targets == ALL_LINEAR:
         yield Setting("lora_target_linear", True)
     else:

@@ -1,4 +1,4 @@
-"""What a trainer's config can say, and how it is written and read: one ``Format`` a trainer."""
+"""What a trainer's config can say, and how it is written and read: a ``TrainerFormat`` each."""
 
 from __future__ import annotations
 

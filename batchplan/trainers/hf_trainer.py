@@ -11,14 +11,21 @@ from collections.abc import Iterator, Sequence
 from batchplan.configfile import ConfigFile, Finding, Format
 from batchplan.trainers.emitted import EmittedFile, Job
 from batchplan.trainers.format import ZERO, TrainerFormat
+from batchplan.trainers.keymap import read as read_keys
 from batchplan.trainers.keymap import written
 from batchplan.trainers.reading import Read, Reading
 from batchplan.trainers.releases import Needs
+from batchplan.trainers.shared import loop
 from batchplan.trainers.shared import training_arguments as arguments
 from batchplan.trainers.shared.combine import reading
 from batchplan.trainers.shared.deepspeed_json import auto_config, is_deepspeed, to_json
 from batchplan.trainers.shared.flags import flags_of
-from batchplan.trainers.shared.launch import launch_file, read_launch, torchrun
+from batchplan.trainers.shared.launch import (
+    launch_file,
+    one_device,
+    processes,
+    read_launch,
+)
 from batchplan.trainers.shared.model_kwargs import model_file, read_model
 from batchplan.trainers.shared.needs import BESIDE_TRANSFORMERS, FSDP_ARGUMENTS, LOADS_BY_DTYPE
 from batchplan.trainers.shared.precision import WITHOUT_OWN_DTYPES
@@ -46,9 +53,11 @@ def write(job: Job) -> tuple[EmittedFile, ...]:
     beside: tuple[EmittedFile, ...] = ()
     if recipe.sharding in ZERO:
         beside = (EmittedFile(name=deepspeed, text=to_json(auto_config(recipe))),)
-    command = f"{torchrun(job)} train.py --config {name}"
-    launch = launch_file(job, command, environment=arguments.hybrid_environment(job))
-    return main, *beside, model_file(job), launch
+    command = f"{processes(job)} train.py --config {name}"
+    environment = {**one_device(job), **arguments.hybrid_environment(job)}
+    launch = launch_file(job, command, environment=environment)
+    model = model_file(job, ['tokens = tokenizer(texts, **kwargs["tokenizer"])'], loop.length(job))
+    return main, *beside, model, launch
 
 
 def _header(job: Job, name: str) -> Iterator[str]:
@@ -60,7 +69,7 @@ def _header(job: Job, name: str) -> Iterator[str]:
             "Script",
             f"train.py reads HfArgumentParser(TrainingArguments).parse_yaml_file({name!r}),",
         ),
-        ("", f"and then loads the model as {job.stem}.model.yaml says"),
+        ("", f"then loads the model and cuts the text as {job.stem}.model.yaml says"),
         start(job),
     )
 
@@ -86,6 +95,8 @@ def read(files: Sequence[ConfigFile]) -> Reading:
             found, unknown = arguments.read_arguments(part, files)
             reads += found
             problems += unknown
+        if file.format is Format.YAML:
+            reads += read_keys(loop.LENGTH, file)[0]
     found, unknown = read_model(files)
     return reading("hf-trainer", [*reads, *found, *read_launch(files)], [*problems, *unknown])
 

@@ -29,6 +29,7 @@ from batchplan.trainers.format import (
 )
 from batchplan.trainers.keymap import written
 from batchplan.trainers.releases import Needs
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.launch import launch_file, torchrun
 from batchplan.trainers.shared.litgpt_keys import (
     ALL_LINEAR,
@@ -57,6 +58,8 @@ Falcon Gemma Gemma2 Gemma3 GPTNeoX Llama Mistral Mixtral Olmo Olmo2 Phi Phi3 Qwe
 StableLm
 """
 """Whose weights it converts. Source: litgpt config.py, scripts/convert_hf_checkpoint.py."""
+_MOVED = "meta-llama/Llama-3.1-"
+"""Models that it still has under their first name on the Hub, ``meta-llama/Meta-Llama-3.1-...``."""
 
 
 def write(job: Job) -> tuple[EmittedFile, ...]:
@@ -90,11 +93,16 @@ def _header(job: Job) -> Iterator[str]:
     return header(
         job,
         FORMAT,
-        ("Before", f"litgpt download {job.model.id}"),
+        ("Before", f"litgpt download {' '.join(_download(job.model.id))}"),
         ("Data", f"samples of {job.plan.batch.seq_len} tokens, longer ones are cut; without a"),
         ("", "`data` key LitGPT trains on Alpaca, whose samples are shorter"),
         start(job),
     )
+
+
+def _download(model: str) -> list[str]:
+    """Return the arguments of ``litgpt download``, which takes only the names it knows."""
+    return [model, "--model_name", model.partition("/")[2]] if model.startswith(_MOVED) else [model]
 
 
 def _settings(job: Job) -> Iterator[Setting]:
@@ -102,6 +110,7 @@ def _settings(job: Job) -> Iterator[Setting]:
     yield from written(MODEL, options)
     if recipe.method is not Method.FULL:
         yield from written(LORA, options)
+        yield scale(recipe)
         yield from (Setting(key, is_on) for key, is_on in _switches(recipe.lora_targets).items())
     yield from written(TRAIN, options)
     yield from _length(job)
@@ -142,7 +151,11 @@ def _length(job: Job) -> Iterator[Setting]:
 
 FORMAT = TrainerFormat(
     trainer="litgpt",
-    needs=(Needs(package="litgpt", releases=">=0.5.11,<0.6"), *QUANTISED),
+    needs=(
+        Needs(package="litgpt", releases=">=0.5.11,<0.6"),
+        Needs(package="requests"),  # imported for its own data, and not declared
+        *QUANTISED,
+    ),
     decides=COMMON.union(WITHOUT_OWN_DTYPES, {"double_quant", "expandable_segments"}),
     ways=(
         Way(methods=FULL, shardings=DDP, numerics=(*PURE, *AUTOCAST), alone=True),

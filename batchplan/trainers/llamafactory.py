@@ -37,9 +37,16 @@ from batchplan.trainers.shared.accelerate_yaml import (
     read_devices,
     read_fsdp,
 )
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.combine import reading
 from batchplan.trainers.shared.deepspeed_json import auto_config, is_deepspeed, to_json
-from batchplan.trainers.shared.launch import launch_file, read_launch, torchrun_environment
+from batchplan.trainers.shared.launch import (
+    is_one_process,
+    launch_file,
+    one_device,
+    read_launch,
+    torchrun_environment,
+)
 from batchplan.trainers.shared.model_kwargs import ALL_LINEAR, LOAD_DTYPE, targets_from
 from batchplan.trainers.shared.needs import DEEPSPEED, FLASH, LIGER, QUANTISED
 from batchplan.trainers.shared.precision import WITHOUT_OWN_DTYPES
@@ -113,6 +120,8 @@ def _shards(job: Job) -> Iterator[Setting]:
 
 
 def _environment(job: Job) -> dict[str, str]:
+    if is_one_process(job):
+        return one_device(job)
     found = {"FORCE_TORCHRUN": "1", **torchrun_environment(job)}
     return found if job.plan.recipe.expandable_segments else {**found, _OPTIM_TORCH: "0"}
 
@@ -153,6 +162,7 @@ def _method(recipe: Recipe) -> Iterator[Setting]:
         yield Setting("quantization_type", "nf4")
     if recipe.method is not Method.FULL:
         is_all = recipe.lora_targets == ALL_LINEAR
+        yield scale(recipe)
         yield Setting("lora_target", _ALL if is_all else recipe.lora_targets)
 
 

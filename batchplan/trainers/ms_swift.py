@@ -21,10 +21,12 @@ from batchplan.trainers.keymap import read as read_keys
 from batchplan.trainers.reading import Read, Reading
 from batchplan.trainers.releases import Needs
 from batchplan.trainers.shared import training_arguments as arguments
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.combine import CAST, reading
 from batchplan.trainers.shared.deepspeed_json import auto_config, is_deepspeed, to_json
 from batchplan.trainers.shared.flags import flags_of
 from batchplan.trainers.shared.launch import (
+    is_one_process,
     launch_file,
     read_launch,
     torchrun_environment,
@@ -92,7 +94,7 @@ def write(job: Job) -> tuple[EmittedFile, ...]:
     main = EmittedFile(name=name, text=to_yaml(_header(job), _settings(job, beside)))
     environment = {
         **visible_devices(job),
-        **torchrun_environment(job),
+        **({} if is_one_process(job) else torchrun_environment(job)),
         **arguments.hybrid_environment(job),
     }
     launch = launch_file(job, f"swift sft {name}", environment=environment)
@@ -167,6 +169,7 @@ def _method(recipe: Recipe) -> Iterator[Setting]:
             why = "else FSDP does not shard them"
             yield Setting("bnb_4bit_quant_storage", load_dtype(recipe), why)
     if recipe.method is not Method.FULL:
+        yield scale(recipe)
         yield Setting("target_modules", recipe.lora_targets.split(","))
 
 

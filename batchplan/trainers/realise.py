@@ -202,7 +202,26 @@ def realised(
 def obstacles(
     trainer: str, recipe: Recipe, *, versions: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[str, ...]:
+    """Return in words why no config can be written for a recipe; empty when one can be.
+
+    Raises:
+        UnknownNameError: when there is no such trainer.
+    """
+    outdated = (
+        f"it needs {one.package}{one.releases}, not {versions[one.package]}"
+        for one in format_of(trainer).needs
+        if one.applies_to(recipe) and not one.holds(versions)
+    )
+    return (*outdated, *refusals(trainer, recipe, versions=versions))
+
+
+def refusals(
+    trainer: str, recipe: Recipe, *, versions: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, ...]:
     """Return in words what ``trainer`` has no setting for; empty when it can run the recipe.
+
+    Unlike ``obstacles`` they do not ask whether the installed releases take the keys we write: a
+    trainer runs a plan in older releases too.
 
     Raises:
         UnknownNameError: when there is no such trainer.
@@ -213,11 +232,6 @@ def obstacles(
         said = [one.text for one in own if one.applies_to(recipe)]
         return tuple(said) or (f"it cannot train --method {recipe.method.value}",)
     texts = [
-        f"it needs {one.package}{one.releases}, not {versions[one.package]}"
-        for one in found.needs
-        if one.applies_to(recipe) and not one.holds(versions)
-    ]
-    texts += [
         refusal.text.format_map(_plain(recipe))
         for refusal in found.refusals
         if refusal.applies_to(recipe)

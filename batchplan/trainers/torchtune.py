@@ -16,6 +16,7 @@ from batchplan.trainers.emitted import EmittedFile, Job
 from batchplan.trainers.format import ADAPTERS, COMMON, DDP, FULL, Refusal, TrainerFormat, Way
 from batchplan.trainers.keymap import written
 from batchplan.trainers.releases import Needs
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.launch import launch_file, torchrun_flags
 from batchplan.trainers.shared.needs import QUANTISED
 from batchplan.trainers.shared.optimizer_classes import (
@@ -48,8 +49,6 @@ _SHARDED = (Sharding.FSDP_FULL, Sharding.FSDP_GRAD_OP)
 _DTYPES = (Numerics.FP32, Numerics.BF16)
 _EVERY_SECOND = 2
 """``ac_option``: of how many layers one is checkpointed."""
-_LORA_ALPHA = 16
-"""torchtune's own; a plan says nothing of it, and the recipe reads it without a default."""
 
 
 def write(job: Job) -> tuple[EmittedFile, ...]:
@@ -136,7 +135,7 @@ def _model(job: Job, component: Component) -> Iterator[Setting]:
     if HEAD in names:
         yield Setting("model.apply_lora_to_output", True)
     yield from written(LORA, job.options())
-    yield Setting("model.lora_alpha", _LORA_ALPHA, "torchtune's own")
+    yield scale(recipe, "model.lora_alpha")
     if recipe.method is Method.QLORA:
         yield Setting("model.quantize_base", True, "NF4")
 

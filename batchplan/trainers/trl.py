@@ -1,9 +1,10 @@
 """TRL's ``trl sft``: one YAML of ScriptArguments, SFTConfig and ModelConfig.
 
 Key names are those that every release from 0.26 on accepts, the first with
-``bnb_4bit_quant_storage``. It starts by torchrun rather than by ``trl sft``, which hands over to
-``accelerate launch`` and so to whatever the user's own accelerate config says; the script is the
-same. Sources: trl ``scripts/sft.py``, ``trainer/sft_config.py``, ``trainer/model_config.py``.
+``bnb_4bit_quant_storage``. It starts by torchrun, or Python alone, rather than by ``trl sft``,
+which hands over to ``accelerate launch`` and so to whatever the user's own accelerate config says;
+the script is the same. Sources: trl ``scripts/sft.py``, ``trainer/sft_config.py``,
+``trainer/model_config.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from batchplan.trainers.policies.rows import Value
 from batchplan.trainers.reading import Read, Reading
 from batchplan.trainers.releases import Needs
 from batchplan.trainers.shared import training_arguments as arguments
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.combine import CAST, reading
 from batchplan.trainers.shared.deepspeed_json import auto_config, is_deepspeed, to_json
 from batchplan.trainers.shared.flags import flags_of
@@ -29,8 +31,9 @@ from batchplan.trainers.shared.launch import (
     ALLOCATOR,
     EXPANDABLE,
     launch_file,
+    one_device,
+    processes,
     read_launch,
-    torchrun,
 )
 from batchplan.trainers.shared.model_kwargs import (
     ALL_LINEAR,
@@ -128,8 +131,9 @@ def write(job: Job) -> tuple[EmittedFile, ...]:
     beside: tuple[EmittedFile, ...] = ()
     if recipe.sharding in ZERO:
         beside = (EmittedFile(name=deepspeed, text=to_json(auto_config(recipe))),)
-    command = f"{torchrun(job)} -m trl.scripts.sft --config {name} --dataset_name {_DATASET}"
-    launch = launch_file(job, command, environment=arguments.hybrid_environment(job))
+    command = f"{processes(job)} -m trl.scripts.sft --config {name} --dataset_name {_DATASET}"
+    environment = {**one_device(job), **arguments.hybrid_environment(job)}
+    launch = launch_file(job, command, environment=environment)
     return main, *beside, launch
 
 
@@ -167,6 +171,7 @@ def _adapters(job: Job) -> Iterator[Setting]:
     if recipe.method is Method.FULL:
         return
     yield from written(_LORA, options)
+    yield scale(recipe)
     yield Setting("lora_target_modules", *_targets(recipe.lora_targets))
     if recipe.method is Method.QLORA:
         yield Setting("load_in_4bit", True)
@@ -295,7 +300,13 @@ def _number(one: Read) -> Read:
 
 FORMAT = TrainerFormat(
     trainer="trl",
-    needs=(Needs(package="trl", releases=">=0.26"), FSDP_ARGUMENTS, *BESIDE_TRANSFORMERS),
+    needs=(
+        Needs(package="trl", releases=">=0.26"),
+        Needs(package="trl", releases=">=0.26,<1.6", when={"loss": (Loss.STANDARD,)}),
+        Needs(package="trl", releases=">=1.6", when={"loss": (Loss.CHUNKED,)}),
+        FSDP_ARGUMENTS,
+        *BESIDE_TRANSFORMERS,
+    ),
     decides=DECIDED,
     ways=(*FULL_WAYS, *ADAPTER_WAYS),
     values={

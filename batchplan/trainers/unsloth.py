@@ -30,8 +30,14 @@ from batchplan.trainers.keymap import read as read_keys
 from batchplan.trainers.reading import Read, Reading, only_last
 from batchplan.trainers.releases import Needs
 from batchplan.trainers.shared import training_arguments as arguments
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.combine import CAST
-from batchplan.trainers.shared.launch import launch_file, read_launch, torchrun
+from batchplan.trainers.shared.launch import (
+    launch_file,
+    one_device,
+    processes,
+    read_launch,
+)
 from batchplan.trainers.shared.model_kwargs import ALL_LINEAR, targets_from
 from batchplan.trainers.shared.optimizers import IMPLEMENTATIONS, OPTIMIZERS
 from batchplan.trainers.shared.precision import autocast
@@ -93,7 +99,8 @@ def write(job: Job) -> tuple[EmittedFile, ...]:
     """Return the script of a plan, and how to start it."""
     name = f"{job.stem}.py"
     main = EmittedFile(name=name, text="\n".join(_lines(job)) + "\n")
-    return main, launch_file(job, f"{torchrun(job)} {name} {_DATA}")
+    command = f"{processes(job)} {name} {_DATA}"
+    return main, launch_file(job, command, environment=one_device(job))
 
 
 def _lines(job: Job) -> Iterator[str]:
@@ -172,6 +179,7 @@ def _dtype(recipe: Recipe) -> str:
 def _adapters(job: Job) -> Iterator[Setting]:
     targets = job.plan.recipe.lora_targets
     yield from written(_LORA, job.options())
+    yield scale(job.plan.recipe)
     # A single word would be a pattern over whole names.
     names = targets if targets == ALL_LINEAR else targets.split(",")
     yield Setting("target_modules", names)

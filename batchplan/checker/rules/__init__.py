@@ -6,6 +6,7 @@ from batchplan.checker.rule import Rule
 from batchplan.checker.rules import (
     attention,
     batch,
+    buckets,
     checkpointing,
     keys,
     numerics,
@@ -21,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     *rates.RULES,
     *numerics.RULES,
     *sharding.RULES,
+    *buckets.RULES,
     *checkpointing.RULES,
     *attention.RULES,
 )

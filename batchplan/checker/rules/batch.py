@@ -57,6 +57,30 @@ def _multiplies(subject: Subject) -> Iterator[Remark]:
     )
 
 
+def _set_twice(subject: Subject) -> Iterator[Remark]:
+    yield from _multiplies(subject)
+    yield from _both_of_axolotl(subject)
+
+
+def _both_of_axolotl(subject: Subject) -> Iterator[Remark]:
+    """Axolotl takes the passes or the global batch, never both.
+
+    Source: axolotl utils/schemas/validation.py, check_gas_bsz raises ValueError.
+    """
+    passes, whole = subject.first("gradient_accumulation_steps"), subject.first("batch_size")
+    if not subject.is_on("axolotl") or not (passes and passes[1].value and whole):
+        return
+    file, entry = whole
+    if entry.value:
+        yield at(
+            file,
+            entry.path,
+            f"batch_size {entry.value} and gradient_accumulation_steps {passes[1].value} both set "
+            "the passes: axolotl refuses the file.",
+            fix="Keep one of them.",
+        )
+
+
 def _differs(one: tuple[ConfigFile, Entry], other: tuple[ConfigFile, Entry]) -> bool:
     return bool(one[1].value != other[1].value)
 
@@ -272,7 +296,7 @@ RULES = (
         severity=Severity.ERROR,
         title="Accumulation steps set in two places",
         source="transformers integrations/deepspeed.py, fill_match; accelerate accelerator.py",
-        look=_multiplies,
+        look=_set_twice,
     ),
     Rule(
         code="accumulation-filled",

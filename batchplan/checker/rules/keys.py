@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping
 
+from batchplan.checker.beside import names_a_file
+from batchplan.checker.launched import (
+    READ_FLAGS,
+    flags_behind_script,
+    overrides,
+    own_flags,
+    script_of,
+)
+from batchplan.checker.roles import LAUNCH, MAIN
 from batchplan.checker.rule import Remark, Rule, at
 from batchplan.checker.strange import COMPONENT, StrangeKey, strange_keys
 from batchplan.checker.subject import Subject
-from batchplan.configfile import Change, Edit, Severity
+from batchplan.configfile import Change, ConfigFile, Edit, Entry, Severity
 from batchplan.sources.trainer_keys import Renamed
 
 _SILENT = {
@@ -25,6 +35,11 @@ _SILENT_PARTS = {
     "quantization_config": "BitsAndBytesConfig drops it (utils/quantization_config.py)",
 }
 """Sections and lists in which those that are built on transformers ignore unknown keys."""
+_MISSPELT = 0.85
+"""Likeness of two words from which one is the other misspelt, and mended: a choice."""
+_CONFIG_FLAG = ("flags", "--config")
+_MOST_TOLD = 5
+"""Flags that are told by name."""
 _BECAME_VALUES = ("adafactor", "group_by_length")
 """Switches whose name is a value of the key that says the same now."""
 
@@ -32,30 +47,54 @@ _BECAME_VALUES = ("adafactor", "group_by_length")
 def _unknown(subject: Subject) -> Iterator[Remark]:
     """A key of no release that is supported: refused, or ignored without a word.
 
+    Flags are left out: they may be the launcher's, or the script's own.
+
     Source: the trainer's key snapshot in profiles/trainers.
     """
     for key in strange_keys(subject):
-        if key.renamed is not None:
+        if key.renamed is not None or key.is_flag:
             continue
         whose, silent = key.keys.trainer, _why_silent(key)
         nearest = key.keys.nearest(key.name, key.dotted)
         beside = nearest is not None and tuple(nearest.split(".")[:-1]) == key.inner[:-1]
+        is_misspelt = nearest is not None and _likeness(key.dotted, nearest) >= _MISSPELT
+        is_scripts = nearest is None and _may_be_the_scripts(subject, key)
+        outcome = f": {silent}" if silent else ", and refuses the file"
+        if is_scripts:
+            outcome = (
+                ": its parser refuses the file unless the script has a dataclass with that key"
+            )
         yield at(
             key.file,
             key.path,
-            f"{whose} {key.keys.version} has no key {key.dotted}"
-            + (f": {silent}." if silent else ", and refuses the file."),
-            fix=_meant(key, nearest, beside=beside),
-            severity=Severity.WARNING if silent else Severity.ERROR,
-            edits=_renaming(key, nearest) if nearest and beside else (),
+            f"{whose} {key.keys.version} has no key {key.dotted}{outcome}.",
+            fix=_meant(key, nearest, beside=beside, is_misspelt=is_misspelt),
+            severity=Severity.WARNING if silent or is_scripts else Severity.ERROR,
+            edits=_renaming(key, nearest) if nearest and beside and is_misspelt else (),
         )
 
 
-def _meant(key: StrangeKey, nearest: str | None, *, beside: bool) -> str:
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _may_be_the_scripts(subject: Subject, key: StrangeKey) -> bool:
+    """Whether a script may read the key into a dataclass of its own.
+
+    Source: transformers hf_argparser.py, HfArgumentParser.parse_dict takes several dataclasses.
+    """
+    is_main = subject.roles[key.file.name] == MAIN
+    return subject.is_on("hf-trainer") and is_main and len(key.inner) == 1
+
+
+def _meant(key: StrangeKey, nearest: str | None, *, beside: bool, is_misspelt: bool) -> str:
     if nearest is None:
         return "Remove it."
-    stands = beside and (*key.path[:-1], nearest.split(".")[-1]) in key.file.entries
-    return f"Keep one: {nearest} stands there too." if stands else f"Write {nearest}."
+    if beside and key.path_of(*nearest.split(".")) in key.file.entries:
+        return f"Keep one: {nearest} stands there too."
+    return (
+        f"Write {nearest}." if is_misspelt else f"Remove it, or write {nearest} if that is meant."
+    )
 
 
 def _why_silent(key: StrangeKey) -> str | None:
@@ -119,7 +158,7 @@ def _gone(subject: Subject) -> Iterator[tuple[StrangeKey, Renamed]]:
 def _in_new_words(key: StrangeKey, to: str) -> tuple[str, tuple[Edit, ...]]:
     """Return how to say the same under another key, in words and as edits."""
     value = key.file.entries[key.path].value
-    if (*key.path[: key.below], *to.split(".")) in key.file.entries:
+    if key.path_of(*to.split(".")) in key.file.entries:
         return f"Keep one: {to} stands there too.", ()
     if key.dotted not in _BECAME_VALUES or not isinstance(value, bool):
         return f"Write {to}.", _moving(key, to) if _keeps_its_value(key, to) else ()
@@ -147,7 +186,7 @@ def _moving(key: StrangeKey, to: str) -> tuple[Edit, ...]:
     inner = tuple(to.split("."))
     if inner[:-1] == key.inner[:-1]:
         return _renaming(key, to)
-    path = (*key.path[: key.below], *inner)
+    path = key.path_of(*inner)
     if path in key.file.entries:
         return ()
     value = key.file.entries[key.path].value
@@ -155,6 +194,54 @@ def _moving(key: StrangeKey, to: str) -> tuple[Edit, ...]:
         Edit(change=Change.SET, path=path, value=value),
         Edit(change=Change.REMOVE, path=key.path),
     )
+
+
+def _unread(subject: Subject) -> Iterator[Remark]:
+    """Flags and overrides of a launch command that nothing here reads.
+
+    Source: ``checker/launched.py`` and the readers of ``batchplan/trainers``.
+    """
+    for file in subject.of_role(LAUNCH):
+        unread = {**_unread_flags(subject, file), **overrides(file)}
+        if unread:
+            yield _not_counted(file, unread, fix="Set them in the config.")
+        shipped = file.entries.get(_CONFIG_FLAG)
+        if subject.is_on("torchtune") and shipped and not names_a_file(file, _CONFIG_FLAG, shipped):
+            name = f"--config {shipped.value}"
+            yield _not_counted(file, {name: shipped}, fix=f"tune cp {shipped.value} FILE, for one.")
+
+
+def _unread_flags(subject: Subject, file: ConfigFile) -> dict[str, Entry]:
+    """Return the flags of a script, or the keys among those of the trainer's own program."""
+    if subject.is_on(*READ_FLAGS):
+        return {}
+    flags = {
+        name: flag
+        for name, flag in own_flags(file).items()
+        if not names_a_file(file, flag.path, flag)
+    }
+    if script_of(file) is None:
+        keys = subject.keys_of(subject.trainer)
+        is_ours = {name for name in flags for listed in keys.files if keys.is_known(listed, name)}
+    else:
+        is_ours = set(flags_behind_script(file))
+    return {f"--{name}": flag for name, flag in flags.items() if name in is_ours}
+
+
+def _not_counted(file: ConfigFile, words: Mapping[str, Entry], *, fix: str) -> Remark:
+    name, first = next(iter(words.items()))
+    return Remark(
+        text=f"Not read from a launch command, and so not counted here: {_listed(list(words))}.",
+        fix=fix,
+        file=file.name,
+        line=(first.key or first.written).line,
+        key=name,
+    )
+
+
+def _listed(words: list[str]) -> str:
+    more = len(words) - _MOST_TOLD
+    return ", ".join(words[:_MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _repeated(subject: Subject) -> Iterator[Remark]:
@@ -177,10 +264,10 @@ def _repeated(subject: Subject) -> Iterator[Remark]:
 
 def _renaming(key: StrangeKey, to: str) -> tuple[Edit, ...]:
     """Return the edit, or none where the other name stands there too."""
-    name = to.split(".")[-1]
-    if (*key.path[:-1], name) in key.file.entries:
+    path = key.path_of(*key.inner[:-1], to.split(".")[-1])
+    if path in key.file.entries:
         return ()
-    return (Edit(change=Change.RENAME, path=key.path, value=name),)
+    return (Edit(change=Change.RENAME, path=key.path, value=path[-1]),)
 
 
 RULES = (
@@ -204,6 +291,13 @@ RULES = (
         title="A key that is no more",
         source="profiles/trainers: the renames of the release",
         look=_removed,
+    ),
+    Rule(
+        code="unread-flags",
+        severity=Severity.WARNING,
+        title="Flags of a launch command that are not read",
+        source="batchplan/checker/launched.py: whose flags are keys",
+        look=_unread,
     ),
     Rule(
         code="repeated-key",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from batchplan.checker.rule import Remark, Rule, about
 from batchplan.checker.subject import Subject
@@ -24,7 +25,7 @@ def _warmup(subject: Subject) -> Iterator[Remark]:
 
     Source: transformers optimization.py, get_cosine_schedule_with_warmup and its kin.
     """
-    warmup, steps = subject.value("warmup_steps"), subject.value("max_steps")
+    warmup, steps = subject.value("warmup_steps"), _most_steps(subject)
     if not _is_above_zero(warmup) or not _is_above_zero(steps) or warmup < 1 or warmup < steps:
         return
     yield about(
@@ -34,6 +35,18 @@ def _warmup(subject: Subject) -> Iterator[Remark]:
         fix=f"Set it to {max(1, int(steps) // 20)}, 5 % of the run, or less.",
         severity=Severity.ERROR if warmup > steps else None,
     )
+
+
+def _most_steps(subject: Subject) -> Any:
+    """Return the steps of the run, or the most that it can have.
+
+    Source: torchtune recipes/lora_finetune_distributed.py, setup: epochs end at
+    ``max_steps_per_epoch``, and the schedule counts all of them.
+    """
+    steps, each = subject.value("max_steps"), subject.said("max_steps_per_epoch")
+    if _is_above_zero(steps) or not (subject.is_on("torchtune") and _is_above_zero(each)):
+        return steps
+    return each * (subject.value("epochs") or 1)
 
 
 def _far_off(subject: Subject) -> Iterator[Remark]:

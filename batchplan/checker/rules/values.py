@@ -7,22 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchplan.checker.rates import RATES
 from batchplan.checker.roles import ACCELERATE, DEEPSPEED, MAIN, SCRIPT, table_of
 from batchplan.checker.rule import Remark, Rule, at, set_to
 from batchplan.checker.subject import Subject, own_name
 from batchplan.configfile import UNKNOWN, ConfigFile, Entry, Format, Severity
 from batchplan.sources.trainer_keys import Key
 
-_RATES = frozenset(
-    {
-        "learning_rate",
-        "lr",
-        "optimizer.lr",
-        "optimizer.init_args.lr",
-        "optim.lr",
-        "optimizer.params.lr",
-    }
-)
 _SWITCHES = {"true": True, "false": False}
 _BUILT_ON_ARGUMENTS = ("hf-trainer", "trl", "llamafactory", "ms-swift", "unsloth")
 _MOST_CHOICES = 8
@@ -133,7 +124,9 @@ def _choice(subject: Subject) -> Iterator[Remark]:
             f"{entry.dotted}: {_written(file, entry)} "
             + ("is false in YAML 1.1, and " if entry.value is False else "is ")
             + f"none of its values{_told(choices)}: the Trainer refuses it.",
-            fix="Write one of them." if meant is None else f'Write "{meant}".',
+            fix=f"Write one of them{_alike(entry.value, choices)}."
+            if meant is None
+            else f'Write "{meant}".',
             edits=() if meant is None else set_to(entry.path, to=meant),
         )
 
@@ -141,6 +134,12 @@ def _choice(subject: Subject) -> Iterator[Remark]:
 def _told(choices: Sequence[Any]) -> str:
     is_short = len(choices) <= _MOST_CHOICES
     return f" ({', '.join(map(str, choices))})" if is_short else ""
+
+
+def _alike(value: object, choices: Sequence[Any]) -> str:
+    """Return a few choices that look like a word, where not all of them are told."""
+    found = difflib.get_close_matches(str(value).lower(), map(str, choices), n=3, cutoff=0.5)
+    return f", such as {', '.join(found)}" if found and not _told(choices) else ""
 
 
 def _nearest(value: object, choices: Sequence[Any]) -> str | None:
@@ -167,7 +166,7 @@ def _texts(subject: Subject) -> Iterator[tuple[ConfigFile, Entry, Loader]]:
 def _is_rate(subject: Subject, file: ConfigFile, entry: Entry) -> bool:
     read = subject.reading.of("learning_rate")
     is_read = read is not None and (read.file, read.key) == (file.name, entry.dotted)
-    return is_read or own_name(file.format, entry.path) in _RATES
+    return is_read or own_name(file.format, entry.path) in RATES
 
 
 def _kinds(subject: Subject, file: ConfigFile, entry: Entry) -> frozenset[str]:

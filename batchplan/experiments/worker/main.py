@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from datetime import timedelta
 from importlib import import_module
@@ -59,6 +60,15 @@ class Place:
             dist.all_reduce(tensor)
         return tensor
 
+    def stay(self) -> None:
+        """Wait to be ended by whoever asked, who then has heard every rank.
+
+        A rank's interpreter that ends beside the threads of its process group sometimes aborts,
+        and torchrun would end the others for it.
+        """
+        if self.num_ranks > 1:
+            threading.Event().wait()
+
 
 def main(arguments: list[str]) -> int:
     """Run one task and tell how it ended."""
@@ -86,6 +96,7 @@ def main(arguments: list[str]) -> int:
             return 1
         task.run(request, place)
         place.tell("end", versions=versions())
+        place.stay()
     except WorkerError as error:
         place.tell("refused", kind=error.kind, text=str(error))
         os._exit(1)  # a rank that waits for the others would hang

@@ -115,7 +115,11 @@ class Loop:
         self.scheduler = _Scheduler(self.optimizer, self.record)
         self.model = task.model
         if task.num_ranks > 1:
-            self.model = nn.parallel.DistributedDataParallel(task.model)
+            # One parameter without a gradient, as an expert that no token went to, would else keep
+            # its bucket from being reduced.
+            self.model = nn.parallel.DistributedDataParallel(
+                task.model, find_unused_parameters=True
+            )
 
     def run(self) -> Record:
         """Go through all micro-batches once."""

@@ -40,10 +40,17 @@ class Examples:
         self._rng = random.Random(request["seed"])
         self._rows = [row for row in request["rows"] if len(row[0]) > 2]
         self._per_micro_batch = request["micro_batch"]
-        self._is_masked = type(base).__name__.endswith("ForMaskedLM")
+        name = type(base).__name__
+        self._is_masked = name.endswith("ForMaskedLM")
+        self._has_classes = name.endswith("ForTokenClassification")
         self._is_seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
-        self.has_lengths = self._inputs == "input_ids"
-        if self.has_lengths:
+        self._takes_tokens = self._inputs == "input_ids"
+        self.has_lengths = self._takes_tokens and not name.endswith("ForSequenceClassification")
+        """Whether the number of targets follows from the length; else every example has one."""
+        if self._takes_tokens:
+            if not self.has_lengths and getattr(self._text_config, "pad_token_id", None) is None:
+                # A decoder looks for the last token that is no padding.
+                self._text_config.pad_token_id = 0
             special = {
                 value
                 for part in (self.config, self._text_config)
@@ -53,7 +60,9 @@ class Examples:
             self._ordinary = [
                 token for token in range(self._text_config.vocab_size) if token not in special
             ]
-        self._shifts = self.has_lengths and self._ignores_first_label(model)
+        self._shifts = (
+            self.has_lengths and not self._has_classes and self._ignores_first_label(model)
+        )
 
     def equal(self, count: int) -> list[Batch]:
         """Return micro-batches whose sequences are all of one length."""
@@ -90,7 +99,7 @@ class Examples:
 
     def rows(self, batch: Batch) -> list[Batch]:
         """Return the examples of a batch, without its padding."""
-        if not self.has_lengths:
+        if not self._takes_tokens:
             return [
                 {name: value[i] for name, value in batch.items()}
                 for i in range(len(batch["labels"]))
@@ -99,18 +108,21 @@ class Examples:
         for i, mask in enumerate(batch["attention_mask"]):
             length = int(mask.sum())
             labels = batch["labels"][i]
-            end = int(labels.ne(IGNORED).nonzero().max()) + 1 if self._is_seq2seq else length
-            found.append({"input_ids": batch["input_ids"][i, :length], "labels": labels[:end]})
+            if self.has_lengths:
+                end = int(labels.ne(IGNORED).nonzero().max()) + 1 if self._is_seq2seq else length
+                labels = labels[:end]
+            found.append({"input_ids": batch["input_ids"][i, :length], "labels": labels})
         return found
 
     def collate(self, rows: list[Batch]) -> Batch:
         """Return a batch, padded on the right to its longest example."""
-        if not self.has_lengths:
+        if not self._takes_tokens:
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        labels = [row["labels"] for row in rows]
         return {
             "input_ids": _padded([row["input_ids"] for row in rows], self._padding),
             "attention_mask": _padded([torch.ones_like(row["input_ids"]) for row in rows], 0),
-            "labels": _padded([row["labels"] for row in rows], IGNORED),
+            "labels": _padded(labels, IGNORED) if self.has_lengths else torch.stack(labels),
         }
 
     @property
@@ -125,14 +137,19 @@ class Examples:
 
     def _example(self, num_targets: int, *, all_count: bool = False) -> Batch:
         """Return an example; ``all_count`` makes targets of tokens that the user's data masks."""
-        if not self.has_lengths:
+        if not self._takes_tokens:
             return self._image()
         length = num_targets + (not self._is_seq2seq and not self._is_masked)
         limit = getattr(self._text_config, "max_position_embeddings", None)
-        if limit is not None:  # RoBERTa's positions start at 2
+        if limit is not None and limit > 0:  # XLNet, without any, says -1; RoBERTa's start at 2
             length = max(3, min(length, limit - 2))
         ids, labels = self._tokens(length)
-        if self._is_masked:
+        if not self.has_lengths:
+            return {"input_ids": torch.tensor(ids, device=self._device), "labels": self._class()}
+        if self._has_classes:
+            classes = self.config.num_labels
+            labels = [each if each == IGNORED else each % classes for each in labels]
+        elif self._is_masked:
             labels = [
                 token if position == length - 1 or self._rng.random() < MASKED_SHARE else IGNORED
                 for position, token in enumerate(ids)
@@ -173,11 +190,13 @@ class Examples:
         channels = getattr(self.config, "num_channels", 3)
         generator = torch.Generator().manual_seed(self._rng.randrange(2**31))
         pixels = torch.randn(channels, height, width, generator=generator)
-        label = self._rng.randrange(max(1, self.config.num_labels))
-        return {
-            "pixel_values": pixels.to(self._device),
-            "labels": torch.tensor(label, device=self._device),
-        }
+        return {"pixel_values": pixels.to(self._device), "labels": self._class()}
+
+    def _class(self) -> torch.Tensor:
+        """Return the one label of an example; with one label alone it is regression's number."""
+        count = self.config.num_labels
+        label = self._rng.randrange(count) if count > 1 else self._rng.random()
+        return torch.tensor(label, device=self._device)
 
     def _ignores_first_label(self, model: nn.Module) -> bool:
         """Return whether the first label is no target: then the loss shifts them by one."""

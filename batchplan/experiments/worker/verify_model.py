@@ -19,7 +19,7 @@ which position encodings depend on, and so decides the model's."""
 _HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
 _OTHER_HEADS = ("decoder_attention_heads", "num_decoder_heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "pooler_hidden_size")
 _INNER = (
     *("intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"),
     *("moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size"),

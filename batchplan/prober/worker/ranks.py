@@ -111,7 +111,7 @@ def run_rank(request: dict[str, Any]) -> int:
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=request["timeout_seconds"]),
         )
-        engine_class.connect()  # no compiler may run into the limit
+        engine_class.connect()
         meter.start()  # NCCL makes its communicator later, with the first collective
         reporter.tell("device", versions=versions(), **meter.about())
         train(

@@ -85,8 +85,13 @@ class DeepSpeed:
 
     @staticmethod
     def connect() -> None:
-        """Take over the process group; on a CPU this may first compile its collectives."""
+        """Take over the process group."""
         deepspeed = need("deepspeed", what="ZeRO", package="deepspeed")
+        # For ranks of one CPU it would compile a kernel: that takes a compiler and minutes of the
+        # trial's time, and holds no tensor. ``deepspeed.comm`` calls torch itself ``torch``.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = (  # type: ignore[attr-defined]
+            lambda: None
+        )
         deepspeed.init_distributed(dist_init_required=False)
 
     def __init__(self, built: Built, request: dict[str, Any], device: torch.device) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from batchplan.configfile import ConfigFile, Format
 from batchplan.trainers.emitted import EmittedFile, Job
+from batchplan.trainers.format import ZERO
 from batchplan.trainers.reading import Read
 
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
@@ -15,6 +17,8 @@ HEAD = "${HEAD_NODE:?address of the first node}"
 """The shell stops with these words where the variable is not set."""
 RANK = "${NODE_RANK:?0 on the first node}"
 PORT = 29500
+_ASKED = re.compile(r"\$\{(\w+):\?")
+"""A variable without which the shell stops."""
 
 # torchrun takes ``_`` and ``-`` alike (torch/distributed/argparse_util.py, run.py).
 _RANKS_FLAGS = ("--nproc_per_node", "--nproc-per-node", "--num_processes", "--num_gpus")
@@ -23,6 +27,26 @@ _RANKS_ENV = ("NPROC_PER_NODE",)
 _NODES_ENV = ("NNODES",)
 _TOTAL = ("--num_processes",)
 """Flags that count the processes of all nodes."""
+
+
+def is_one_process(job: Job) -> bool:
+    """Whether Python itself is to start a trainer on accelerate, and not a launcher.
+
+    Under a launcher accelerate wraps a model in DDP even where it is alone, and DDP's buckets are
+    as large as all gradients (accelerate ``state.py, PartialState._prepare_backend``;
+    ``accelerator.py, Accelerator.prepare_model``). DeepSpeed takes the launcher's variables.
+    """
+    return not job.several_devices and job.plan.recipe.sharding not in ZERO
+
+
+def processes(job: Job) -> str:
+    """Return what starts a script of a trainer on accelerate (``is_one_process``)."""
+    return "python" if is_one_process(job) else torchrun(job)
+
+
+def one_device(job: Job) -> dict[str, str]:
+    """Return the variable that keeps a process that is alone from taking every GPU it sees."""
+    return visible_devices(job) if is_one_process(job) else {}
 
 
 def torchrun(job: Job) -> str:
@@ -77,7 +101,8 @@ def _lines(job: Job, command: str, environment: Mapping[str, str]) -> Iterator[s
     plan = job.plan
     yield "#!/usr/bin/env bash"
     if plan.num_nodes > 1:
-        yield f"# Run this on each of the {plan.num_nodes} nodes."
+        asked = dict.fromkeys(_ASKED.findall(" ".join([*environment.values(), command])))
+        yield f"# Run this on each of the {plan.num_nodes} nodes, with {', '.join(asked)} set."
     if plan.recipe.expandable_segments:
         yield f"export {ALLOCATOR}={EXPANDABLE}"
     yield from (f"export {name}={value}" for name, value in environment.items())

@@ -16,6 +16,7 @@ from batchplan.trainers.emitted import EmittedFile, Job
 from batchplan.trainers.format import FSDP
 from batchplan.trainers.keymap import Key, read, read_at
 from batchplan.trainers.reading import Read
+from batchplan.trainers.shared.adapters import scale
 from batchplan.trainers.shared.auto_class import auto_class
 from batchplan.trainers.shared.precision import load_dtype
 from batchplan.trainers.shared.yaml_text import Setting, to_yaml
@@ -44,10 +45,19 @@ _RECOMPUTED = (Checkpointing.SELECTIVE, Checkpointing.FULL)
 _CALLS_OF_OTHERS = ("Tokenizer", "Config", "Processor", "Extractor", "GenerationConfig")
 
 
-def model_file(job: Job) -> EmittedFile:
-    """Return the YAML file with the keyword arguments."""
+def model_file(
+    job: Job, usage: Iterable[str] = (), settings: Iterable[Setting] = ()
+) -> EmittedFile:
+    """Return the YAML file with the keyword arguments, and with what goes after them.
+
+    Args:
+        job: the plan.
+        usage: further lines that say what calls take the arguments.
+        settings: further blocks, each named as the call that takes it.
+    """
     name = f"{job.stem}.model.yaml"
-    return EmittedFile(name=name, text=to_yaml(_usage(job, name), _settings(job)))
+    lines = [*_usage(job, name), *usage]
+    return EmittedFile(name=name, text=to_yaml(lines, [*_settings(job), *settings]))
 
 
 def _usage(job: Job, name: str) -> Iterator[str]:
@@ -84,6 +94,7 @@ def _settings(job: Job) -> Iterator[Setting]:
         yield Setting("from_pretrained.quantization_config", quantised)
     if recipe.method is not Method.FULL:
         yield Setting("lora.r", recipe.lora_rank)
+        yield scale(recipe, "lora.lora_alpha")
         yield Setting("lora.target_modules", targets_of(recipe.lora_targets))
         yield Setting("lora.lora_dropout", recipe.lora_dropout)
         task = auto_class(job.model.architecture).task_type
