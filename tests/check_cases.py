@@ -373,6 +373,44 @@ CASES = (
         fixable=True,
     ),
     Case(
+        code="renamed-key",
+        name="an argument of SFTTrainer",
+        files={
+            "train.py": "from trl import SFTConfig, SFTTrainer\n"
+            'trainer = SFTTrainer(\n    "facebook/opt-350m",\n    @@=tokens,\n'
+            "    args=SFTConfig(max_length=512),\n    train_dataset=rows,\n)\n"
+        },
+        wrong="tokenizer",
+        right="processing_class",
+        severity="error",
+        fixable=True,
+    ),
+    Case(
+        code="renamed-key",
+        name="an argument of SFTTrainer that is one of its arguments' now",
+        files={
+            "train.py": "from trl import SFTConfig, SFTTrainer\n"
+            'trainer = SFTTrainer(\n    "facebook/opt-350m",\n    train_dataset=rows,\n'
+            "    @@\n)\n"
+        },
+        wrong="max_seq_length=512,",
+        right="args=SFTConfig(max_length=512),",
+        severity="error",
+    ),
+    Case(
+        code="renamed-key",
+        name="an argument of the Trainer",
+        files={
+            "train.py": "from transformers import Trainer, TrainingArguments\n"
+            'trainer = Trainer(\n    model,\n    TrainingArguments(output_dir="out"),\n'
+            "    @@=tokens,\n)\n"
+        },
+        wrong="tokenizer",
+        right="processing_class",
+        severity="error",
+        fixable=True,
+    ),
+    Case(
         code="removed-key",
         name="overwrite",
         files={"run.yaml": HF},
@@ -740,6 +778,47 @@ CASES = (
         right="float32",
         severity="warning",
         asked={"devices": 8},
+    ),
+    Case(
+        code="quantised-without-adapters",
+        name="trl",
+        files={
+            "run.yaml": TRL.replace("@@", "dtype: bfloat16\nload_in_4bit: true").replace(
+                "true\nlora_r", "@@\nlora_r"
+            )
+        },
+        wrong="false",
+        right="true",
+        severity="error",
+        line_of="load_in_4bit",
+    ),
+    Case(
+        code="quantised-without-adapters",
+        name="llamafactory",
+        files={
+            "run.yaml": LLAMAFACTORY.replace("@@", "quantization_bit: 4").replace(
+                "finetuning_type: lora", "finetuning_type: @@"
+            )
+        },
+        wrong="full",
+        right="lora",
+        severity="error",
+        line_of="quantization_bit",
+    ),
+    Case(
+        code="quantised-without-adapters",
+        name="a script",
+        files={
+            "train.py": "from transformers import AutoModelForCausalLM, BitsAndBytesConfig\n"
+            "from transformers import Trainer, TrainingArguments\n"
+            'model = AutoModelForCausalLM.from_pretrained(\n    "facebook/opt-350m",\n'
+            "    quantization_config=BitsAndBytesConfig(load_in_4bit=True),\n)\n@@\n"
+            'trainer = Trainer(model, TrainingArguments(output_dir="out"))\n'
+        },
+        wrong="pass",
+        right="model = get_peft_model(model, config)",
+        severity="warning",
+        line_of="quantization_config",
     ),
     Case(
         code="quant-storage-missing",

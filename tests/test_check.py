@@ -212,6 +212,7 @@ OUTDATED = {
     ("hf-trainer", "plain.yaml"): {"removed-key"},
     ("hf-trainer", "old-names.yaml"): {"renamed-key", "string-learning-rate"},
     ("trl", "handbook.yaml"): {"renamed-key", "removed-key"},
+    ("trl", "train.py"): {"renamed-key"},
     ("llamafactory", "no-marks.yaml"): {"string-learning-rate"},
     ("llamafactory", "full.yaml"): {"missing-file"},
     ("llamafactory", "run.sh"): {"missing-file"},

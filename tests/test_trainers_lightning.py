@@ -335,6 +335,10 @@ WORD = """
 trainer: {devices: "0,1", strategy: deepspeed_stage_2_offload, precision: 16-mixed}
 optimizer: {class_path: AdamW, init_args: {lr: 1.0e-4}}
 """
+MODULE = """
+trainer: {devices: 2, accumulate_grad_batches: 4, precision: 16}
+data: {class_path: Rows, init_args: {batch_size: 6}}
+"""
 WHOLE = """
 from_pretrained: {dtype: float32}
 lora: {r: 8, target_modules: [q_proj]}
@@ -360,6 +364,12 @@ trainer: {devices: 8, strategy: fsdp, precision: bf16-mixed}
             WORD,
             {"num_ranks": 2, "sharding": "zero2", "offload": "optimizer"}
             | {"numerics": "fp16-master", "learning_rate": 1e-4, "optimizer": "adamw"},
+        ),
+        # The batch of a DataModule, by the name that Lightning's own tuner changes.
+        (
+            "a.yaml",
+            MODULE,
+            {"micro_batch": 6, "accum_steps": 4, "num_ranks": 2, "numerics": "fp16-autocast"},
         ),
         # The whole module is cast: base and adapters, whatever they were loaded in.
         ("a.yaml", WHOLE, {"method": "lora", "numerics": "bf16", "adapter_dtype": "bf16"}),

@@ -35,6 +35,8 @@ class Table:
     name: str
     below: int = 0
     """Keys around it, which are none of its own."""
+    is_own: bool = False
+    """Whether it holds for that trainer alone, because others have a call of that name."""
 
 
 _LORA = Table(trainer="hf-trainer", name="lora_config", below=1)
@@ -49,7 +51,9 @@ _BY_CALL = {
     "TrainingArguments": Table(trainer="hf-trainer", name=CONFIG, below=1),
     "LoraConfig": _LORA,
     "BitsAndBytesConfig": Table(trainer="hf-trainer", name="quantization_config", below=1),
+    "Trainer": Table(trainer="hf-trainer", name="Trainer", below=1, is_own=True),
     "SFTConfig": Table(trainer="trl", name=CONFIG, below=1),
+    "SFTTrainer": Table(trainer="trl", name="SFTTrainer", below=1, is_own=True),
     "FastLanguageModel.from_pretrained": Table(trainer="unsloth", name="from_pretrained", below=1),
     "FastLanguageModel.get_peft_model": Table(trainer="unsloth", name="get_peft_model", below=1),
 }
@@ -82,10 +86,13 @@ def table_of(trainer: str, role: str, path: Path) -> Table | None:
     'accelerate'
     >>> table_of("trl", "script", ("peft.LoraConfig", "r")).name
     'lora_config'
+    >>> table_of("lightning", "script", ("L.Trainer", "max_epochs")) is None
+    True
     """
     if role == SCRIPT:
         call = str(path[0])
-        return _BY_CALL.get(call) or _BY_CALL.get(call.split(".")[-1])
+        table = _BY_CALL.get(call) or _BY_CALL.get(call.split(".")[-1])
+        return None if table and table.is_own and table.trainer != trainer else table
     if role == CALLS:
         return next(
             (table for prefix, table in _BLOCKS.items() if path[: table.below] == prefix), None

@@ -74,7 +74,8 @@ class StrangeKey:
     @property
     def renamed(self) -> Renamed | None:
         """What became of it, where it is an older key."""
-        return self.keys.renamed.get(self.dotted)
+        renamed = self.keys.renamed
+        return renamed.get(f"{self.name}.{self.dotted}") or renamed.get(self.dotted)
 
 
 def strange_keys(subject: Subject) -> Iterator[StrangeKey]:

@@ -217,7 +217,7 @@ def _read_method(file: ConfigFile) -> Iterator[Read | Finding]:
         yield not_understood(file, "finetuning_type", kind)
     elif bits not in (None, 4):
         yield not_understood(file, "quantization_bit", bits)
-    elif bits == 4:
+    elif bits == 4 and kind != "full":
         yield read_at(file, "method", Method.QLORA.value, "quantization_bit")
     elif kind is not None:
         yield read_at(file, "method", kind, "finetuning_type")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from batchplan.checker.rule import Rule
 from batchplan.checker.rules import (
+    adapters,
     attention,
     batch,
     buckets,
@@ -21,6 +22,7 @@ RULES: tuple[Rule, ...] = (
     *batch.RULES,
     *rates.RULES,
     *numerics.RULES,
+    *adapters.RULES,
     *sharding.RULES,
     *buckets.RULES,
     *checkpointing.RULES,

@@ -36,6 +36,13 @@ _PRECISIONS = {
     "32-true": (None, "-true"),
 }
 """Words of ``Trainer(precision=...)``: the 16-bit dtype, and how it is used."""
+_BATCHES = tuple(
+    (section, *inner, "batch_size")
+    for section in ("data", "model")
+    for inner in (("init_args",), ())
+)
+"""Where a DataModule or the model is given its batch, by the name that Lightning's own finder of
+batch sizes changes (``pytorch/tuner/tuning.py, scale_batch_size``)."""
 POLICY = "activation_checkpointing_policy"
 """Argument of ``FSDPStrategy`` with the layers that are checkpointed."""
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -64,7 +71,7 @@ def read(files: Sequence[ConfigFile]) -> Reading:
             continue
         calls = loop.by_call(file)
         reads, unknown = loop.read_loop(calls)
-        found += [*reads, *unknown]
+        found += [*_batch(file), *reads, *unknown]
         for name in ("trainer", "Trainer"):
             if calls.under(name).entries:
                 found += _read_trainer(calls.under(name), calls, files)
@@ -89,6 +96,13 @@ def _read_trainer(
         else:
             yield not_understood(trainer, "precision", precision)
     yield from _read_strategy(trainer, calls, files)
+
+
+def _batch(file: ConfigFile) -> Iterator[Read]:
+    for path in _BATCHES:
+        if type(file.get(*path)) is int:
+            yield read_at(file, "micro_batch", file.get(*path), *path)
+            return
 
 
 def _devices(trainer: ConfigFile) -> Iterator[Read]:

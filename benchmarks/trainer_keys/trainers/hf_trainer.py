@@ -12,14 +12,14 @@ from benchmarks.trainer_keys import shapes
 
 SOURCE = (
     "transformers.TrainingArguments (fsdp_config: what _process_fsdp_args reads); "
-    "peft.LoraConfig; transformers.BitsAndBytesConfig"
+    "peft.LoraConfig; transformers.BitsAndBytesConfig; transformers.Trainer"
 )
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the keys of the arguments file and of the two objects a script builds."""
+    """Return the keys of the arguments file and of the three objects a script builds."""
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, Trainer
 
     keys = arguments_keys()
     quantization = shapes.of_signature(BitsAndBytesConfig.__init__)
@@ -27,6 +27,7 @@ def snapshot() -> dict[str, Any]:
         "config": {"keys": keys, "open": opened(keys)},
         "lora_config": {"keys": shapes.of_dataclass(LoraConfig), "open": []},
         "quantization_config": {"keys": quantization, "open": []},
+        "Trainer": {"keys": shapes.of_signature(Trainer.__init__), "open": []},
     }
 
 

@@ -10,7 +10,7 @@ from benchmarks.trainer_keys.trainers import hf_trainer
 
 SOURCE = (
     "trl.scripts.sft.make_parser: ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig; "
-    "env of TrlParser; accelerate_config of trl.cli; fsdp_config as in hf-trainer"
+    "env of TrlParser; accelerate_config of trl.cli; fsdp_config as in hf-trainer; SFTTrainer"
 )
 
 _LAUNCH = ("accelerate_config", "num_processes", "num_machines", "machine_rank")
@@ -18,15 +18,18 @@ _LAUNCH = ("accelerate_config", "num_processes", "num_machines", "machine_rank")
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the keys of the file."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+    """Return the keys of the file, and of the object that a script builds."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer
 
     keys: shapes.Keys = {"env": shapes.key(dict), "accelerate_config": shapes.key(str)}
     for cls in (ScriptArguments, ModelConfig, DatasetMixtureConfig):
         keys |= shapes.of_dataclass(cls)
     keys |= hf_trainer.arguments_keys(SFTConfig)
     opened = hf_trainer.opened(keys, "env", "model_init_kwargs", "dataset_kwargs", "datasets")
-    return {"config": {"keys": keys, "open": opened}}
+    return {
+        "config": {"keys": keys, "open": opened},
+        "SFTTrainer": {"keys": shapes.of_signature(SFTTrainer.__init__), "open": []},
+    }
 
 
 def validate(path: Path, **_: Any) -> dict[str, Any]:
