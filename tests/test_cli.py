@@ -253,6 +253,17 @@ def test_every_command_has_a_summary_an_example_and_help_on_every_option(name):
             assert is_beside or is_below, f"{line!r} has no help"
 
 
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_help_keeps_to_80_columns(name):
+    from typer.testing import CliRunner
+
+    from batchplan.cli.main import app
+
+    done = CliRunner().invoke(app, [name, "--help"], terminal_width=80, env={"COLUMNS": "80"})
+    assert done.exit_code == 0
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("name", ["recommend", "estimate"])
 def test_every_option_with_a_value_says_its_default(name):
     from batchplan.cli import main
@@ -443,7 +454,10 @@ def slow_python(tmp_path):
 
 
 @POSIX_ONLY
-def test_ctrl_c_in_a_trace_is_130_with_no_traceback_and_no_child_left(slow_python, tmp_path):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_trace_that_is_stopped_leaves_one_line_no_child_and_no_file(
+    slow_python, tmp_path, name, code
+):
     script, marker = slow_python
     pytest.importorskip("transformers")
     output = tmp_path / "plan.yaml"
@@ -461,9 +475,9 @@ def test_ctrl_c_in_a_trace_is_130_with_no_traceback_and_no_child_left(slow_pytho
     while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
         assert child.poll() is None, child.communicate()
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(getattr(signal, name))
     answered, said = child.communicate(timeout=120)
-    assert child.returncode == 130
+    assert child.returncode == code
     assert answered == ""
     assert "Traceback" not in said
     assert said.count("\n") == 1

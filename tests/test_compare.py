@@ -142,13 +142,34 @@ def test_releases_that_take_none_of_our_keys_are_planned_for_all_the_same(toy_mo
     asked = ASKED | {"gpu": "a100-80gb", "devices": 8, "limit": 9}
     answer = batchplan.recommend(MODEL, sharding="zero2,fsdp-full", **asked)
     assert {plan.recipe.sharding.value for plan in answer.plans} == {"zero2", "fsdp-full"}
-    assert "transformers>=4.56" in answer.to_dict()["config"]["obstacles"][0]
+    # Its best plan is FSDP's, whose keys are of 5.10; any other would need 4.56.
+    assert answer.plans[0].recipe.sharding.value.startswith("fsdp")
+    assert answer.to_dict()["config"]["obstacles"] == ["it needs transformers>=5.10, not 4.45.2"]
 
 
 def test_values_of_which_the_trainer_can_run_none_are_refused_in_its_words(toy_model):
     asked = ASKED | {"gpu": "a100-80gb", "devices": 8, "trainer": "torchtune"}
-    with pytest.raises(SpecError, match=r"torchtune: .*zero2.*it takes --sharding ddp, fsdp-full"):
+    with pytest.raises(
+        SpecError, match=r"torchtune: .*zero2.*it takes --sharding fsdp-full, fsdp-grad-op"
+    ):
         batchplan.recommend(MODEL, sharding="zero2,zero3", **asked)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "devices", "shardings"),
+    [
+        # full_finetune_distributed shards with FSDP whatever is asked for, and needs several
+        ("torchtune", 4, {"fsdp-full", "fsdp-grad-op"}),
+        ("torchtune", 1, {"ddp"}),
+        # masters, as full fine-tuning has by default, are DeepSpeed's on one device
+        ("hf-trainer", 1, {"zero1"}),
+    ],
+)
+def test_any_sharding_is_one_that_so_many_devices_run(toy_model, trainer, devices, shardings):
+    asked = ASKED | {"gpu": "a100-80gb", "devices": devices, "trainer": trainer, "limit": 99}
+    answer = batchplan.recommend(MODEL, sharding="any", **asked)
+    assert {plan.recipe.sharding.value for plan in answer.plans} == shardings
+    assert not answer.to_dict()["config"]["obstacles"]
 
 
 def test_any_value_stays_with_what_the_trainer_can_run(toy_model):

@@ -217,9 +217,12 @@ def test_parquet_holds_the_rows_that_jsonl_does(tmp_path, kind):
         ({"device": "cpu", "method": "qlora"}, "--method lora"),
         ({"device": "cpu", "sharding": "fsdp-full"}, "--sharding fsdp-full"),
         ({"device": "cpu", "numerics": "bf16-master"}, "--numerics bf16-master"),
+        ({"device": "cpu", "numerics": "bf16", "norm_dtype": "fp32"}, "--norm-dtype fp32 beside"),
+        ({"device": "cpu", "optimizer": "muon"}, "--optimizer changes nothing that noise measures"),
         ({"device": "cpu", "gpu": "a100-80gb"}, "--gpu: noise runs a model on this machine's"),
         ({"device": "cpu", "window": 16}, "has 20 rows, and two windows of 16 .* take 32"),
-        ({"device": "cpu", "seed": -1}, "--seed"),
+        ({"device": "cpu", "seed": -1}, "--seed -1 is too small: at least 0"),
+        ({"device": "cpu", "seed": "-1"}, "--seed: '-1' must be 0 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path, options, text):

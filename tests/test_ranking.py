@@ -179,7 +179,8 @@ def test_attention_is_searched_where_several_are_given_and_the_simplest_wins_a_t
 
 def test_a_recipe_that_is_not_allowed_is_never_planned():
     answer = find(
-        gpu=RTX_4090, refusals=lambda recipe: () if recipe.sharding is Sharding.ZERO3 else ("no",)
+        gpu=RTX_4090,
+        refusals=lambda recipe, _: () if recipe.sharding is Sharding.ZERO3 else ("no",),
     )
     assert {plan.recipe.sharding for plan in answer.plans} == {Sharding.ZERO3}
     assert find(gpu=A100).plans[0].recipe.sharding is not Sharding.ZERO3

@@ -375,8 +375,8 @@ def test_a_larger_device_is_the_last_resort():
 
 
 def test_offers_are_what_the_trainer_can_run():
-    def hf(recipe: Recipe) -> tuple[str, ...]:
-        return obstacles("hf-trainer", recipe)
+    def hf(recipe: Recipe, num_ranks: int) -> tuple[str, ...]:
+        return obstacles("hf-trainer", recipe, num_ranks=num_ranks)
 
     recipe = Recipe(sharding=Sharding.ZERO1)
     batch = Batch(micro_batch=1, num_ranks=1, seq_len=1024)
@@ -388,16 +388,16 @@ def test_offers_are_what_the_trainer_can_run():
         budget=220_000,
         obstacles=hf,
     )
-    assert not hf(start.recipe)
+    assert not hf(start.recipe, 1)
     assert offers
-    assert not any(hf(offer.plan.recipe) for offer in offers)
+    assert not any(hf(offer.plan.recipe, offer.plan.batch.num_ranks) for offer in offers)
     (qlora,) = [each for each in offers if each.change.get("method") == "qlora"]
     assert qlora.change == {"method": "qlora", "numerics": "bf16", "sharding": "ddp"}
 
 
 def test_what_nobody_gave_follows_without_a_word():
-    def hf(recipe: Recipe) -> tuple[str, ...]:
-        return obstacles("hf-trainer", recipe)
+    def hf(recipe: Recipe, num_ranks: int) -> tuple[str, ...]:
+        return obstacles("hf-trainer", recipe, num_ranks=num_ranks)
 
     batch = Batch(micro_batch=1, num_ranks=8, seq_len=1024)
     recipe = Recipe(sharding=Sharding.DDP, numerics="bf16-autocast")

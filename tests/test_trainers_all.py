@@ -32,6 +32,7 @@ from batchplan.trainers import (
     realisable_shardings,
     realised,
 )
+from batchplan.trainers.reading import BESIDE_RECIPE
 
 LLAMA = ModelInfo(
     id="meta-llama/Llama-3.1-8B",
@@ -82,6 +83,7 @@ def test_a_plan_is_read_back_as_it_was_written(trainer, several):
 def test_the_batch_is_read_back_as_it_was_planned(trainer, several):
     for recipe, plan in jobs(trainer, several, every=41):
         values = read_back(trainer, emit(trainer, plan)).values
+        assert values.keys() <= {*Recipe.model_fields, *BESIDE_RECIPE}
         batch = plan.plan.batch
         assert values["micro_batch"] == batch.micro_batch, name(recipe)
         step = values.get("accum_steps", 0) or values["global_batch"] // (
@@ -208,6 +210,47 @@ def test_numerics_that_are_refused_with_a_method_are_not_planned():
 )
 def test_why_nothing_can_be_searched_is_said_once(trainer, given, count, says):
     assert says in no_sharding(trainer, Recipe(**given), count)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "sharding", "numerics", "count", "says"),
+    [
+        # Their recipes for several devices shard whatever the plan says.
+        ("torchtune", "ddp", "bf16", 2, "on several devices; it takes --sharding fsdp-full"),
+        ("litgpt", "ddp", "bf16", 2, "on several devices; it takes --sharding fsdp-full"),
+        # "Using fsdp only works in distributed training": transformers Trainer.
+        ("hf-trainer", "fsdp-full", "bf16-master", 1, "on one device; it takes --sharding zero1"),
+        ("torchtune", "fsdp-full", "bf16", 1, "on one device; it takes --sharding ddp"),
+    ],
+)
+def test_a_sharding_for_other_counts_of_devices_is_refused(
+    trainer, sharding, numerics, count, says
+):
+    asked = Recipe(sharding=sharding, numerics=numerics)
+    recipe = realised(trainer, asked, several_devices=count > 1)
+    assert not obstacles(trainer, recipe), "with as many devices as it is for"
+    with pytest.raises(SpecError, match=says):
+        emit(trainer, job(recipe, model=LLAMA, num_ranks=count, nodes=1))
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_every_stage_of_zero_runs_on_one_device(sharding):
+    recipe = realised("hf-trainer", Recipe(sharding=sharding), several_devices=False)
+    script = emit("hf-trainer", job(recipe, num_ranks=1, nodes=1))[-1].text
+    assert "torchrun --nproc_per_node=1 " in script
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "T5ForConditionalGeneration"])
+@pytest.mark.parametrize("trainer", EACH)
+def test_only_trainers_whose_loop_is_your_own_take_other_than_decoders(trainer, architecture):
+    model = ModelInfo(id="some/model", architecture=architecture, source="catalog")
+    ((recipe, _), *_) = jobs(trainer, several_devices=False, every=10**6)
+    plan = job(recipe, model=model, num_ranks=1, nodes=1)
+    if trainer in ("hf-trainer", "accelerate", "deepspeed", "lightning"):
+        assert emit(trainer, plan)
+    else:
+        with pytest.raises(SpecError, match="some/model"):
+            emit(trainer, plan)
 
 
 @pytest.mark.parametrize(("reentrant", "method"), [(True, "lora"), (False, "lora"), (True, "full")])

@@ -390,6 +390,8 @@ def test_fsdp_needs_the_release_whose_arguments_say_it_all():
     assert not obstacles("hf-trainer", recipe, versions={"transformers": "5.10.0"})
     (text,) = obstacles("hf-trainer", recipe, versions={"transformers": "4.57.1"})
     assert text == "it needs transformers>=5.10, not 4.57.1"
+    (text,) = obstacles("hf-trainer", recipe, versions={"transformers": "4.50.0"})
+    assert text == "it needs transformers>=5.10, not 4.50.0", "the strictest alone"
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,17 @@ def test_silence_is_what_the_configuration_says():
     assert (one.checkpointing, one.numerics, one.loss) == ("full", "bf16-master", "chunked")
 
 
+def test_checkpointing_as_older_releases_name_it_is_read():
+    words = "--activation_checkpoint.mode none --training.seq_len 4096"
+    text = f"torchrun -m torchtitan.train --module llama3 --config llama3_8b {words}\n"
+    reading = format_of("torchtitan").read((parse("run.sh", text.encode()),))
+    assert reading.values["checkpointing"] == "none", "its configuration's own is another"
+    assert reading.of("checkpointing").key.endswith("activation_checkpoint.mode")
+    other = text.replace("mode none", "mode memory_budget")
+    (problem,) = format_of("torchtitan").read((parse("run.sh", other.encode()),)).problems
+    assert problem.key == "activation_checkpoint.mode"
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -141,10 +141,12 @@ def test_clipping_each_micro_batch_leaves_the_last_one_the_heaviest() -> None:
         (3, 3, None),
         (3, 11, Fault.SCHEDULER_EVERY_MICRO_BATCH),
         (11, 11, Fault.STEP_EVERY_MICRO_BATCH),
+        (2, 2, Fault.LAST_WINDOW_DROPPED),
         (3, 5, None),
+        (1, 3, None),
     ],
 )
-def test_counts_of_11_micro_batches_in_3_windows_name_what_steps_too_often(
+def test_counts_of_11_micro_batches_in_3_windows_name_what_steps_wrongly(
     optimizer_steps: int, scheduler_steps: int, fault: Fault | None
 ) -> None:
     named = name_count_fault(
@@ -152,6 +154,7 @@ def test_counts_of_11_micro_batches_in_3_windows_name_what_steps_too_often(
         scheduler_steps=scheduler_steps,
         num_windows=3,
         num_micro_batches=11,
+        accum_steps=4,
     )
     assert named is fault
 

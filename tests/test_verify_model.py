@@ -55,6 +55,7 @@ FAULTS = {
     "mean-of-means": ("C2", "C1"),
     "summed-tokens": ("C2", "C7"),
     "configured-steps": ("C3", "C1"),
+    "last-window-dropped": ("C3", "C2"),
     "rank-tokens": ("C4", "C2"),
     "zero-grad-forgotten": ("C1", "C7"),
     "zero-grad-every-micro-batch": ("C1", "C7"),
@@ -149,6 +150,8 @@ class Coupled(PreTrainedModel):
 
     def forward(self, input_ids=None, attention_mask=None, labels=None):
         hidden = self.mix(self.embed(input_ids))
+        if self.config.coupling == "randomness":
+            hidden = nn.functional.dropout(hidden, 0.1)
         logits = self.head(hidden)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         if self.config.coupling == "loss":
@@ -160,7 +163,7 @@ class Coupled(PreTrainedModel):
 
 
 def coupled_model(folder: Path, coupling: str) -> Path:
-    """A model with code of its own, whose loss or forward couples the examples of a batch."""
+    """A model with code of its own, whose loss or forward couples examples, or draws at random."""
     (folder / "modeling_coupled.py").write_text(COUPLED)
     config = {
         "model_type": "coupled",
@@ -224,7 +227,9 @@ def test_batch_normalisation_ends_with_6_and_is_named(tmp_path: Path) -> None:
     assert again["checks"] == document["checks"]
 
 
-@pytest.mark.parametrize(("coupling", "names"), [("loss", ()), ("forward", ("mix (Centre)",))])
+@pytest.mark.parametrize(
+    ("coupling", "names"), [("loss", ()), ("forward", ("mix (Centre)",)), ("randomness", ())]
+)
 def test_coupling_that_no_class_gives_away_is_found_by_what_it_does(
     tmp_path: Path, coupling: str, names: tuple[str, ...]
 ) -> None:

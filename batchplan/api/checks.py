@@ -53,7 +53,7 @@ def whole(name: str, value: object, *, least: int = 1) -> int:
         SpecError: when it is none, or is below ``least``.
     """
     if isinstance(value, str):
-        number = _parsed(name, value, parse_count)
+        number = _parsed(name, value, parse_count, least=least)
     elif isinstance(value, int) and not isinstance(value, bool):
         number = value
     elif isinstance(value, float) and value.is_integer():
@@ -72,13 +72,14 @@ def num_bytes(name: str, value: object) -> int:
         SpecError: when it is neither.
     """
     if isinstance(value, str):
-        return _parsed(name, value, parse_bytes)
+        return _parsed(name, value, parse_bytes, least=0)
     return whole(name, value, least=0)
 
 
-def _parsed(name: str, text: str, parse: Callable[[str], int]) -> int:
+def _parsed(name: str, text: str, parse: Callable[[str], int], *, least: int) -> int:
     if re.match(r"\s*-\s*[0-9]", text):
-        raise SpecError(f"{option(name)}: {shown(text)} must be above zero.")
+        expected = "above zero" if least else "0 or more"
+        raise SpecError(f"{option(name)}: {shown(text)} must be {expected}.")
     try:
         return parse(text)
     except SpecError as error:

@@ -5,6 +5,14 @@ from __future__ import annotations
 from os import PathLike
 from typing import TypedDict
 
+NOT_HERE = ("nodes", "inter_node_gb_per_s", "params", "activations")
+"""Shared inputs that mean nothing to a run on this machine's own devices."""
+NO_GRADIENTS = (
+    *("optimizer", "optimizer_impl", "optimizer_dtype", "offload", "expandable_segments"),
+    *("zero_buckets", "sync_each_batch", "fsdp_version", "double_quant", "frozen_upcast"),
+)
+"""Shared inputs that no gradient depends on, or that only sharding and QLoRA have."""
+
 
 class RecipeFields(TypedDict, total=False):
     """What is trained and how: the fields of ``batchplan.spec.Recipe``, plus synonyms.

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchplan.api.checks import checked, num_bytes, option, shown, whole
 from batchplan.api.documents import recipe_document
-from batchplan.api.fields import SharedFields
+from batchplan.api.fields import NOT_HERE, SharedFields
 from batchplan.api.policies import Policy
 from batchplan.api.profiles import Profiles
 from batchplan.api.request import Request, resolve
@@ -27,9 +27,6 @@ ACCUM_STEPS = 2
 """Of a trial. With fewer, no micro-batch meets the gradients of an earlier one; with more, the peak
 is the same."""
 DEFAULT_TIMEOUT_SECONDS = 600.0
-
-_UNASKED = ("nodes", "inter_node_gb_per_s", "params", "activations")
-"""Shared inputs that have no meaning on this machine's own devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +121,7 @@ def ask(
         "timeout": seconds,
     }
     shared = request.inputs() | recipe_document(recipe)
-    inputs = {name: value for name, value in shared.items() if name not in ("gpu", *_UNASKED)}
+    inputs = {name: value for name, value in shared.items() if name not in ("gpu", *NOT_HERE)}
     job = Job(
         config=request.traced_config,
         model_ref=request.model_text or "",
@@ -156,7 +153,7 @@ def ask(
 def _refuse(fields: Mapping[str, Any]) -> None:
     if fields.get("gpu") is not None:
         raise SpecError("probe trains on this machine's own device: --device, not --gpu.")
-    for name in _UNASKED:
+    for name in NOT_HERE:
         if fields.get(name) is not None:
             raise SpecError(f"{option(name)}: probe trains a model on one machine.")
 

@@ -151,7 +151,9 @@ class RecommendAnswer:
     def _config_document(self) -> dict[str, Any] | None:
         if not self.fits or self.model.source == "--params":
             return None
-        problems = list(obstacles(self.trainer, self.plans[0].recipe, versions=self.installed))
+        best, installed = self.plans[0], self.installed
+        ranks = best.batch.num_ranks
+        problems = list(obstacles(self.trainer, best.recipe, versions=installed, num_ranks=ranks))
         files: tuple[EmittedFile, ...] = ()
         if not problems:
             try:

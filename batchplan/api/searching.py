@@ -26,7 +26,7 @@ from batchplan.planner import (
     speedups,
 )
 from batchplan.planner import Question as PlannerQuestion
-from batchplan.planner.candidates import clusters, layouts
+from batchplan.planner.candidates import clusters, layouts, nothing_refused
 from batchplan.planner.hardware import check_attention
 from batchplan.sources import larger_gpus, load_runs
 from batchplan.spec import (
@@ -143,7 +143,7 @@ def question(
         attentions=axes.of("attention", gpu),
         seq_len=request.seq_len,
         # Of several values only those that can be configured are worth an answer.
-        refusals=partial(_refusals, request) if axes.values else _none,
+        refusals=partial(_refusals, request) if axes.values else nothing_refused,
         realise=cache(partial(_realise, request)),
     )
     return Question(
@@ -241,8 +241,8 @@ def _ways(asked: Question, library: str) -> list[Recipe]:
     return list(found.values())
 
 
-def _refusals(request: Request, recipe: Recipe) -> tuple[str, ...]:
-    found = refusals(request.trainer, recipe, versions=request.versions)
+def _refusals(request: Request, recipe: Recipe, num_ranks: int) -> tuple[str, ...]:
+    found = refusals(request.trainer, recipe, versions=request.versions, num_ranks=num_ranks)
     return tuple(f"{request.trainer}: {text}" for text in found)
 
 
@@ -255,10 +255,6 @@ def _realise(request: Request, recipe: Recipe, several_devices: bool) -> Recipe:
         several_devices=several_devices,
         given=frozenset(request.given),
     )
-
-
-def _none(_: Recipe) -> tuple[str, ...]:
-    return ()
 
 
 def _recipe(request: Request, counts: tuple[int, ...]) -> tuple[Recipe, tuple[Caveat, ...]]:

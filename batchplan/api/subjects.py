@@ -8,7 +8,7 @@ from typing import Any
 
 from batchplan.api.checks import option, shown, whole
 from batchplan.api.documents import recipe_document
-from batchplan.api.fields import SharedFields
+from batchplan.api.fields import NO_GRADIENTS, NOT_HERE, SharedFields
 from batchplan.api.policies import Policy
 from batchplan.api.request import Request, resolve
 from batchplan.errors import ProbeError, SpecError
@@ -19,8 +19,7 @@ from batchplan.prober.trial import Device
 from batchplan.units import format_bytes
 
 AUTO = "auto"
-UNASKED = ("gpu", "nodes", "inter_node_gb_per_s", "params", "activations")
-"""Shared inputs that have no meaning for a model's gradients on this machine."""
+_UNASKED = ("gpu", *NOT_HERE)
 _ADVICE = Advice(
     no_gpu="--device cpu runs on the CPU.",
     too_few="--device cpu runs {} ranks on the CPU.",
@@ -42,7 +41,8 @@ def resolve_subject(
 
     Args:
         model: Hub id, local folder or config.json, or a catalog name.
-        fields: the shared inputs but for ``UNASKED``; what is left out is as the trainer has it.
+        fields: the shared inputs but for those of other devices and ``NO_GRADIENTS``; what is
+            left out is as the trainer has it.
         command: its name, for messages.
         device: ``cpu``, ``cuda``, or ``auto``: a free GPU, or else the CPU.
         devices: ranks, each on a device of this machine.
@@ -54,9 +54,14 @@ def resolve_subject(
         SourceError: when the model's config cannot be had.
         ProbeError: when there is no such device, or others use it.
     """
-    for name in UNASKED:
+    for name in _UNASKED:
         if fields.get(name) is not None:
             raise SpecError(f"{option(name)}: {command} runs a model on this machine's devices.")
+    for name in NO_GRADIENTS:
+        if fields.get(name) is not None:
+            raise SpecError(
+                f"{option(name)} changes nothing that {command} measures: leave it out."
+            )
     num_ranks = whole("devices", devices)
     number = whole("seed", seed, least=0)
     if number > _LARGEST_SEED:
@@ -91,7 +96,9 @@ def _with_weights(model: str) -> str:
 def subject_inputs(request: Request, subject: Subject) -> dict[str, Any]:
     """Return the keyword arguments that give this subject again."""
     shared: Mapping[str, Any] = request.inputs() | recipe_document(subject.recipe)
-    return {name: value for name, value in shared.items() if name not in UNASKED} | {
+    return {
+        name: value for name, value in shared.items() if name not in (*_UNASKED, *NO_GRADIENTS)
+    } | {
         "device": subject.device.value,
         "devices": subject.num_ranks,
         "weights": subject.weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from batchplan.cli.verify import verify
 from batchplan.errors import BatchplanError
 
 INTERRUPTED = 130
+TERMINATED = 143
 BUG = 1
 
 app = typer.Typer(
@@ -63,9 +65,19 @@ def batchplan(
         print(context.get_help())
 
 
+class _Terminated(BaseException):
+    """SIGTERM, raised where the program was, so that children end and files are removed."""
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # asked twice, it ends at once
+    raise _Terminated
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -80,6 +92,9 @@ def run(arguments: Sequence[str]) -> int:
         # typer exits by itself only when it meets a closed stdout, as in printing help.
         silence_stdout()
         return 0
+    except _Terminated:
+        _say("terminated")
+        return TERMINATED
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return INTERRUPTED

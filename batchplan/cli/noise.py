@@ -7,13 +7,19 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from batchplan.cli.options import COLUMNS, JSON_ONLY, RECIPE, SUBJECT, option, takes, worded
-
-_TRAINERS_OWN = dict.fromkeys(
-    ("numerics", "checkpointing", "sync_each_batch"), "what --trainer does"
+from batchplan.api.fields import NO_GRADIENTS, NOT_HERE
+from batchplan.cli.options import (
+    COLUMNS,
+    JSON_ONLY,
+    RECIPE,
+    SUBJECT,
+    option,
+    takes,
+    without,
+    worded,
 )
-_OF_OTHERS = ("gpu", "nodes", "inter_node_gb_per_s", "params", "activations")
-"""Options for devices that are not here, or for no model at all."""
+
+_TRAINERS_OWN = dict.fromkeys(("numerics", "checkpointing"), "what --trainer does")
 _MEASURING = {
     "device": option(
         str, "cpu, cuda, or auto: a free GPU, or else the CPU. Default: auto.", metavar="NAME"
@@ -62,8 +68,8 @@ _MEASURING = {
 
 @takes(
     _MEASURING,
-    {name: annotation for name, annotation in SUBJECT.items() if name not in _OF_OTHERS},
-    worded(RECIPE, **_TRAINERS_OWN, sharding="ddp"),
+    without(SUBJECT, "gpu", *NOT_HERE),
+    worded(without(RECIPE, *NO_GRADIENTS), **_TRAINERS_OWN, sharding="ddp"),
     JSON_ONLY,
 )
 def noise(

@@ -290,3 +290,8 @@ def worded(group: Options, **words: str) -> dict[str, Any]:
         info.help = info.help.format(**words)
         filled[name] = Annotated[annotation.__origin__, info]
     return filled
+
+
+def without(group: Options, *names: str) -> dict[str, Any]:
+    """Return a group less some of its options."""
+    return {name: annotation for name, annotation in group.items() if name not in names}

@@ -7,20 +7,19 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from batchplan.api.fields import NOT_HERE
 from batchplan.cli.estimate import DOES_NOT_FIT
-from batchplan.cli.options import JSON_ONLY, PROBE, RECIPE, SUBJECT, takes, worded
+from batchplan.cli.options import JSON_ONLY, PROBE, RECIPE, SUBJECT, takes, without, worded
 
 PROBE_FAILED = 4
 _TRAINERS_OWN = dict.fromkeys(
     ("numerics", "sharding", "checkpointing", "sync_each_batch"), "what --trainer does"
 )
-_OF_OTHERS = ("gpu", "nodes", "inter_node_gb_per_s", "params", "activations")
-"""Options for devices that are not here, or for no model at all."""
 
 
 @takes(
     PROBE,
-    {name: annotation for name, annotation in SUBJECT.items() if name not in _OF_OTHERS},
+    without(SUBJECT, "gpu", *NOT_HERE),
     worded(RECIPE, **_TRAINERS_OWN),
     JSON_ONLY,
 )

@@ -7,15 +7,14 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from batchplan.api.fields import NOT_HERE
 from batchplan.cli.estimate import DOES_NOT_FIT
-from batchplan.cli.options import BATCH, JSON_ONLY, RECIPE, SUBJECT, option, takes, worded
+from batchplan.cli.options import BATCH, JSON_ONLY, RECIPE, SUBJECT, option, takes, without, worded
 
 _TRAINERS_OWN = dict.fromkeys(
     ("micro_batch", "accum_steps", "numerics", "sharding", "checkpointing", "sync_each_batch"),
     "what --trainer does",
 )
-_OF_OTHERS = ("nodes", "inter_node_gb_per_s", "params", "activations")
-"""Options for several devices, or for no model at all."""
 _TRACE = {
     "snapshot": option(
         Path,
@@ -27,7 +26,7 @@ _TRACE = {
 
 
 @takes(
-    {name: annotation for name, annotation in SUBJECT.items() if name not in _OF_OTHERS},
+    without(SUBJECT, *NOT_HERE),
     worded(BATCH, **_TRAINERS_OWN),
     worded(RECIPE, **_TRAINERS_OWN),
     _TRACE,

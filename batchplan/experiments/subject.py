@@ -71,6 +71,7 @@ class Subject:
 
 def _refuse(subject: Subject) -> None:
     recipe = subject.recipe
+    dtypes = resolve_dtypes(recipe)
     on_cpu = subject.device is Device.CPU
     for is_true, text in (
         (
@@ -88,8 +89,13 @@ def _refuse(subject: Subject) -> None:
             "is measured does not depend on it.",
         ),
         (
-            resolve_dtypes(recipe).has_master,
+            dtypes.has_master,
             f"--numerics {recipe.numerics}: gradients are those of its 16-bit weights; use bf16.",
+        ),
+        (
+            not dtypes.autocast and recipe.norm_dtype not in (None, dtypes.frozen),
+            f"--norm-dtype {recipe.norm_dtype} beside weights in {dtypes.frozen}: without autocast "
+            "torch's layers take one dtype; use --numerics bf16-autocast, or leave it out.",
         ),
         (
             on_cpu and recipe.attention is Attention.FLASH,

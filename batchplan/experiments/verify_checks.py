@@ -75,6 +75,11 @@ CAUSES: dict[str, tuple[str, str]] = {
         "balance experts without a loss (a bias on the router), or set the coefficient to 0; else "
         "balance is asked of every micro-batch, so keep it large",
     ),
+    "randomness": (
+        "the model draws at random, so that one batch has another gradient each time",
+        "switch it off and check again: only dropout that is a module, or a setting with drop or "
+        "jitter in its name, is off here. In training it is no mistake, as large batches draw too",
+    ),
     "loss": (
         "the loss of an example depends on the others of its batch, as with in-batch negatives",
         "cache embeddings of the whole window and backpropagate in two passes (GradCache), or make "
@@ -311,6 +316,7 @@ def _miscounted(story: Story, code: str, subject: str, run: str) -> Check:
         scheduler_steps=steps["scheduler"],
         num_windows=windows,
         num_micro_batches=micro_batches,
+        accum_steps=story.accum_steps,
     )
     ok = set(steps.values()) == {windows}
     said = (

@@ -79,6 +79,7 @@ class Fault(StrEnum):
     SUMMED_TOKENS = "summed-tokens"
     MEAN_OF_MEANS = "mean-of-means"
     CONFIGURED_STEPS = "configured-steps"
+    LAST_WINDOW_DROPPED = "last-window-dropped"
     FIRST_LABELS = "first-labels"
     RANK_TOKENS = "rank-tokens"
     RANK_FACTOR = "rank-factor"
@@ -97,6 +98,8 @@ TEXTS: dict[Fault, str] = {
     Fault.MEAN_OF_MEANS: "every micro-batch counts the same however many target tokens it has; "
     "divide the summed token loss by the target tokens of the whole window",
     Fault.CONFIGURED_STEPS: "a short last window is divided by the configured K, not by its own",
+    Fault.LAST_WINDOW_DROPPED: "no step is taken after a short last window: its micro-batches are "
+    "lost, or are added to the next epoch's first window",
     Fault.FIRST_LABELS: "labels are counted before the shift: the first of every sequence, which "
     "nothing predicts, makes gradients too small by one in its length",
     Fault.RANK_TOKENS: "every rank divides by its own target tokens; sum them over ranks first",
@@ -229,9 +232,14 @@ def name_clip_fault(
 
 
 def name_count_fault(
-    *, optimizer_steps: int, scheduler_steps: int, num_windows: int, num_micro_batches: int
+    *,
+    optimizer_steps: int,
+    scheduler_steps: int,
+    num_windows: int,
+    num_micro_batches: int,
+    accum_steps: int,
 ) -> Fault | None:
-    """Return what steps too often; None when both step once a window, or no mistake is known.
+    """Return what steps wrongly; None when both step once a window, or no mistake is known.
 
     A run of one micro-batch a window shows nothing.
     """
@@ -239,6 +247,8 @@ def name_count_fault(
         return Fault.STEP_EVERY_MICRO_BATCH
     if scheduler_steps >= num_micro_batches > num_windows:
         return Fault.SCHEDULER_EVERY_MICRO_BATCH
+    if optimizer_steps == num_micro_batches // accum_steps < num_windows:
+        return Fault.LAST_WINDOW_DROPPED
     return None
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from batchplan.learning import PublishedRun, advise, smaller_batch_note
 from batchplan.learning.advice import PRETRAINING_TOKENS, LearningRate
 from batchplan.memory import Estimate
-from batchplan.planner.candidates import Layout, Realise, as_it_is, deviation
+from batchplan.planner.candidates import (
+    Layout,
+    Realise,
+    Refusals,
+    as_it_is,
+    deviation,
+    nothing_refused,
+)
 from batchplan.planner.explain import explain_peak
 from batchplan.planner.plan import Plan
 from batchplan.planner.pricing import Pricer
@@ -29,10 +36,6 @@ from batchplan.units import format_count
 
 PRACTICAL_MICRO_BATCH = 8
 """Fine-tuning practice is 1 to 8 sequences per GPU."""
-
-
-def _no_obstacles(_recipe: Recipe) -> tuple[str, ...]:
-    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,8 @@ class Question:
     """Those whose profiles are at hand, because the search asks for them anyway."""
     larger: tuple[Question, ...] = ()
     """The same on larger devices, smallest first: what may be named when nothing fits."""
-    obstacles: Callable[[Recipe], tuple[str, ...]] = _no_obstacles
-    """What the trainer has no setting for, in words; a change never adds to it."""
+    obstacles: Refusals = nothing_refused
+    """What the trainer has no setting for; a change never adds to it."""
     realise: Realise = as_it_is
     """What the trainer makes of a changed recipe."""
     assumed: frozenset[str] = frozenset()

@@ -46,6 +46,15 @@ Realise = Callable[[Recipe, bool], Recipe]
 """From a recipe, and whether several devices train, to the recipe that really runs."""
 
 
+Refusals = Callable[[Recipe, int], tuple[str, ...]]
+"""From a recipe and the number of devices to why it is not run so, in words."""
+
+
+def nothing_refused(recipe: Recipe, num_ranks: int) -> tuple[str, ...]:  # noqa: ARG001
+    """Return nothing: any recipe is run on any number of devices."""
+    return ()
+
+
 def as_it_is(recipe: Recipe, several_devices: bool) -> Recipe:  # noqa: ARG001, FBT001
     """Return the recipe: nothing but what it says decides how it runs."""
     return recipe
@@ -72,8 +81,8 @@ class SearchSpace:
     """None keeps the recipe's."""
     sync_each_batch: tuple[bool, ...] | None = None
     """FSDP only; None keeps the recipe's."""
-    refusals: Callable[[Recipe], tuple[str, ...]] = lambda _: ()
-    """Why a recipe is not tried, in words, such as what the trainer has no setting for."""
+    refusals: Refusals = nothing_refused
+    """Why a recipe is not tried, such as what the trainer has no setting for."""
     realise: Realise = as_it_is
     """What the trainer makes of a recipe, on one device or on several."""
     seq_len: int
@@ -160,37 +169,48 @@ def between_nodes(cluster: Cluster, space: SearchSpace) -> Cluster:
 def layouts(*, recipe: Recipe, space: SearchSpace, cluster: Cluster) -> Iterator[Layout]:
     """Yield every valid (sharding, offload, checkpointing, attention) on one cluster.
 
-    One rank holds everything whatever the strategy, so there only the first allowed one is tried
-    for each offload. Hybrid sharding needs several ranks on each of several nodes. What the
+    One rank holds everything whatever the strategy, so there only the first that is run at all is
+    tried for each offload. Hybrid sharding needs several ranks on each of several nodes. What the
     trainer makes of two recipes may be one.
     """
     seen = set()
-    attentions = space.attentions or (recipe.attention,)
     for offload in space.offloads:
         for sharding in _shardings(space, cluster, offload):
-            syncs = _syncs(recipe, space, cluster, sharding)
-            for sync, checkpointing, attention in product(syncs, space.checkpointings, attentions):
-                fields = {
-                    "sharding": sharding,
-                    "offload": offload,
-                    "checkpointing": checkpointing,
-                    "attention": attention,
-                    "sync_each_batch": sync,
-                }
-                varied = space.realise(recipe.model_copy(update=fields), cluster.num_ranks > 1)
-                if varied not in seen and not space.refusals(varied):
+            found = _run_with(
+                recipe.model_copy(update={"sharding": sharding, "offload": offload}), space, cluster
+            )
+            for varied in found:
+                if varied not in seen:
                     seen.add(varied)
                     yield Layout(recipe=varied, cluster=cluster)
+            if found and cluster.num_ranks == 1:
+                break
 
 
 def _shardings(space: SearchSpace, cluster: Cluster, offload: Offload) -> tuple[Sharding, ...]:
     spans_nodes = cluster.num_nodes > 1 and cluster.ranks_per_node > 1
-    valid = tuple(
+    return tuple(
         sharding
         for sharding in space.shardings
         if offload in OFFLOADS[sharding] and (spans_nodes or sharding is not Sharding.FSDP_HYBRID)
     )
-    return valid[:1] if cluster.num_ranks == 1 else valid
+
+
+def _run_with(recipe: Recipe, space: SearchSpace, cluster: Cluster) -> list[Recipe]:
+    """Return what is run of a recipe in every way that the space leaves open but sharding."""
+    axes = product(
+        _syncs(recipe, space, cluster, recipe.sharding),
+        space.checkpointings,
+        space.attentions or (recipe.attention,),
+    )
+    names = ("sync_each_batch", "checkpointing", "attention")
+    varied = (
+        space.realise(
+            recipe.model_copy(update=dict(zip(names, values, strict=True))), cluster.num_ranks > 1
+        )
+        for values in axes
+    )
+    return [each for each in varied if not space.refusals(each, cluster.num_ranks)]
 
 
 def _syncs(

@@ -21,6 +21,7 @@ from batchplan.planner.candidates import (
     deviation,
     largest_micro_batch,
     layouts,
+    nothing_refused,
 )
 from batchplan.planner.confirmed import batch_of, best_plans, front_plans
 from batchplan.planner.plan import Answer, Plan
@@ -245,9 +246,9 @@ def _no_layout_message(recipe: Recipe, space: SearchSpace) -> str:
         text
         for cluster in clusters(space)
         for layout in layouts(
-            recipe=recipe, space=replace(space, refusals=lambda _: ()), cluster=cluster
+            recipe=recipe, space=replace(space, refusals=nothing_refused), cluster=cluster
         )
-        for text in space.refusals(layout.recipe)
+        for text in space.refusals(layout.recipe, cluster.num_ranks)
     )
     if refused:
         return f"None of the values asked for can be run: {'; '.join(refused)}."

@@ -248,10 +248,17 @@ def _cost(cost: Mapping[str, Any]) -> str:
     )
 
 
+_NEARLY_ALL = 0.995
+"""A share that would be rounded to all."""
+
+
 def _wasted(multiplier: float) -> str:
     """Return the share of the data beyond the least.
 
-    >>> _wasted(2.0)
-    '50%'
+    Some of it is always needed.
+
+    >>> _wasted(2.0), _wasted(373.0), _wasted(1e6)
+    ('50%', '99.7%', '99.9%')
     """
-    return f"{1 - 1 / multiplier:.0%}"
+    share = 1 - 1 / multiplier
+    return f"{share:.0%}" if share < _NEARLY_ALL else f"{min(share, 0.999):.1%}"

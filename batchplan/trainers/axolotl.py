@@ -185,8 +185,7 @@ FORMAT = TrainerFormat(
     decides=DECIDED.difference(WITHOUT_OWN_DTYPES, {"expandable_segments"})
     | {"loss", "frozen_upcast"},
     ways=(
-        Way(methods=FULL, shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-        Way(methods=FULL, shardings=ZERO, numerics=MASTER, alone=False),
+        Way(methods=FULL, shardings=ZERO, numerics=MASTER),
         Way(methods=FULL, shardings=DDP, numerics=(Numerics.BF16_AUTOCAST, Numerics.FP32)),
         Way(methods=FULL, shardings=FSDP, numerics=(Numerics.BF16, Numerics.FP32), alone=False),
         Way(methods=ADAPTERS, shardings=DDP, numerics=(*AUTOCAST, Numerics.FP32)),
@@ -203,8 +202,7 @@ FORMAT = TrainerFormat(
             numerics=(Numerics.BF16_AUTOCAST,),
             alone=False,
         ),
-        Way(methods=ADAPTERS[:1], shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER, alone=False),
+        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER),
     ),
     values={
         **ARGUMENT_VALUES,
@@ -226,6 +224,7 @@ FORMAT = TrainerFormat(
         *OFFLOAD_REFUSALS,
     ),
     marks=frozenset({"base_model", "micro_batch_size", "sequence_len", "axolotl"}),
+    trains_causal_only=True,
     write=write,
     read=read,
 )

@@ -226,10 +226,7 @@ FORMAT = TrainerFormat(
         WITHOUT_OWN_DTYPES,
         {"checkpointing", "reentrant", "attention", "loss", "expandable_segments"},
     ),
-    ways=(
-        Way(methods=(*FULL, ADAPTERS[0]), shardings=ZERO[:1], numerics=MASTER, alone=True),
-        Way(methods=(*FULL, ADAPTERS[0]), shardings=ZERO, numerics=MASTER, alone=False),
-    ),
+    ways=(Way(methods=(*FULL, ADAPTERS[0]), shardings=ZERO, numerics=MASTER),),
     values={
         **WITHOUT_OWN_DTYPES,
         "optimizer": tuple(_TYPES),

@@ -97,6 +97,8 @@ class TrainerFormat:
     marks: frozenset[str] = frozenset()
     """Top-level keys (or calls, or programs) by which its files are recognised, most others
     having none of them."""
+    trains_causal_only: bool = False
+    """Whether it feeds every model as one that predicts the next token, whatever its class."""
     suffix: str = ".yaml"
     """Of the main file."""
     write: Writer

@@ -206,8 +206,7 @@ FORMAT = TrainerFormat(
     ways=(
         *FULL_WAYS,
         Way(methods=ADAPTERS, shardings=DDP, numerics=(*PURE, *AUTOCAST)),
-        Way(methods=ADAPTERS[:1], shardings=ZERO[:1], numerics=MASTER, alone=True),
-        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER, alone=False),
+        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER),
     ),
     values={
         **WITHOUT_OWN_DTYPES,

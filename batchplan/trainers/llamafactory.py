@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from batchplan.configfile import ConfigFile, Finding, Format
-from batchplan.spec import Checkpointing, Method, Numerics, Recipe, Sharding
+from batchplan.spec import Checkpointing, Method, Numerics, Recipe
 from batchplan.trainers.emitted import EmittedFile, Job
 from batchplan.trainers.format import (
     ADAPTERS,
@@ -249,14 +249,12 @@ FORMAT = TrainerFormat(
     ),
     decides=DECIDED.difference(WITHOUT_OWN_DTYPES, {"expandable_segments"}) | {"loss"},
     ways=(
-        Way(methods=FULL, shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-        Way(methods=FULL, shardings=ZERO, numerics=MASTER, alone=False),
+        Way(methods=FULL, shardings=ZERO, numerics=MASTER),
         Way(methods=FULL, shardings=FSDP, numerics=(*MASTER, *_UNCAST), alone=False),
         Way(methods=FULL, shardings=DDP, numerics=(*_UNCAST, *AUTOCAST)),
         Way(methods=ADAPTERS, shardings=DDP, numerics=_ADAPTER_NUMERICS),
         Way(methods=ADAPTERS, shardings=FSDP, numerics=_ADAPTER_NUMERICS, alone=False),
-        Way(methods=ADAPTERS[:1], shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER, alone=False),
+        Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER),
     ),
     values={
         **ARGUMENT_VALUES,
@@ -264,6 +262,7 @@ FORMAT = TrainerFormat(
     },
     refusals=REFUSALS,
     marks=frozenset({"finetuning_type", "cutoff_len", "llamafactory-cli"}),
+    trains_causal_only=True,
     write=write,
     read=read,
 )

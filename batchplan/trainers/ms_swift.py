@@ -289,6 +289,7 @@ FORMAT = TrainerFormat(
     },
     refusals=REFUSALS,
     marks=frozenset({"tuner_type", "train_type", "attn_impl", _PROGRAM}),
+    trains_causal_only=True,
     write=write,
     read=read,
 )

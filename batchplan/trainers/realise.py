@@ -15,10 +15,11 @@ from batchplan.trainers.format import (
     FSDP,
     MASTER,
     ZERO,
-    TrainerFormat,
+    Way,
     format_of,
 )
 from batchplan.trainers.policies.rows import CHECKPOINT, PEFT_TARGETS
+from batchplan.trainers.releases import needed
 
 _PREFERRED: dict[bool, tuple[Numerics, ...]] = {
     # Full: fp32 values of whatever trains, cheapest first. Adapters have them in any case.
@@ -200,28 +201,48 @@ def realised(
 
 
 def obstacles(
-    trainer: str, recipe: Recipe, *, versions: Mapping[str, str] = MappingProxyType({})
+    trainer: str,
+    recipe: Recipe,
+    *,
+    versions: Mapping[str, str] = MappingProxyType({}),
+    num_ranks: int | None = None,
 ) -> tuple[str, ...]:
     """Return in words why no config can be written for a recipe; empty when one can be.
+
+    Args:
+        trainer: its name.
+        recipe: what is planned.
+        versions: releases of the libraries that will train.
+        num_ranks: devices that will train; None is any number.
 
     Raises:
         UnknownNameError: when there is no such trainer.
     """
     outdated = (
         f"it needs {one.package}{one.releases}, not {versions[one.package]}"
-        for one in format_of(trainer).needs
-        if one.applies_to(recipe) and not one.holds(versions)
+        for one in needed(format_of(trainer).needs, recipe)
+        if not one.holds(versions)
     )
-    return (*outdated, *refusals(trainer, recipe, versions=versions))
+    return (*outdated, *refusals(trainer, recipe, versions=versions, num_ranks=num_ranks))
 
 
 def refusals(
-    trainer: str, recipe: Recipe, *, versions: Mapping[str, str] = MappingProxyType({})
+    trainer: str,
+    recipe: Recipe,
+    *,
+    versions: Mapping[str, str] = MappingProxyType({}),
+    num_ranks: int | None = None,
 ) -> tuple[str, ...]:
     """Return in words what ``trainer`` has no setting for; empty when it can run the recipe.
 
     Unlike ``obstacles`` they do not ask whether the installed releases take the keys we write: a
     trainer runs a plan in older releases too.
+
+    Args:
+        trainer: its name.
+        recipe: what is planned.
+        versions: releases of the libraries that will train.
+        num_ranks: devices that will train; None is any number.
 
     Raises:
         UnknownNameError: when there is no such trainer.
@@ -241,8 +262,12 @@ def refusals(
         for name, values in found.values.items()
         if getattr(recipe, name) not in values and matters(name, recipe)
     ]
-    if not texts and not any(way.allows(recipe) for way in found.ways):
-        texts.append(_no_way(found, recipe))
+    here = [way for way in found.ways if num_ranks is None or way.is_for(num_ranks)]
+    if not texts and not any(way.allows(recipe) for way in here):
+        where = ""
+        if num_ranks is not None and any(way.allows(recipe) for way in found.ways):
+            where = f" on {_devices(num_ranks)}"
+        texts.append(_no_way(here, recipe, where))
     return tuple(texts) or tuple(_differences(trainer, recipe, versions))
 
 
@@ -263,8 +288,11 @@ def no_sharding(trainer: str, recipe: Recipe, num_ranks: int) -> str:
         where = "one device" if num_ranks > 1 else "several devices"
         return f"it trains {recipe.method.value} on {where} only"
     names = dict.fromkeys(numerics.value for way in here for numerics in way.numerics)
-    devices = "one device" if num_ranks == 1 else "several devices"
-    return f"on {devices} it takes --numerics {', '.join(names)}"
+    return f"on {_devices(num_ranks)} it takes --numerics {', '.join(names)}"
+
+
+def _devices(num_ranks: int) -> str:
+    return "one device" if num_ranks == 1 else "several devices"
 
 
 def _no_value(name: str, value: object, known: tuple[Value, ...]) -> str:
@@ -273,8 +301,8 @@ def _no_value(name: str, value: object, known: tuple[Value, ...]) -> str:
     return f"it has no {_words(name)} {_shown(value)} ({' or '.join(map(_shown, known))})"
 
 
-def _no_way(found: TrainerFormat, recipe: Recipe) -> str:
-    same = [way for way in found.ways if recipe.method in way.methods]
+def _no_way(ways: Iterable[Way], recipe: Recipe, where: str = "") -> str:
+    same = [way for way in ways if recipe.method in way.methods]
     mixes = {
         sharding.value: [n.value for way in same if sharding in way.shardings for n in way.numerics]
         for way in same
@@ -284,8 +312,9 @@ def _no_way(found: TrainerFormat, recipe: Recipe) -> str:
     what = f"{recipe.method.value} with --sharding {name} and --numerics {recipe.numerics.value}"
     if name in mixes:
         taken = ", ".join(dict.fromkeys(mixes[name]))
-        return f"it cannot run {what}; under {name} it takes {taken}"
-    return f"it cannot run {what}; it takes --sharding {', '.join(mixes)}"
+        return f"it cannot run {what}{where}; under {name} it takes {taken}"
+    taken = f"; it takes --sharding {', '.join(mixes)}" if mixes else ""
+    return f"it cannot run {what}{where}{taken}"
 
 
 def _differences(trainer: str, recipe: Recipe, versions: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import eq, ge, lt
 from typing import Any
@@ -38,6 +38,14 @@ class Needs:
         """As it stands after ``pip install``, in quotes where a shell needs them."""
         words = f"{self.package}{self.releases}"
         return words if words.replace("-", "").isalnum() else f"'{words}'"
+
+
+def needed(needs: Iterable[Needs], recipe: Recipe) -> tuple[Needs, ...]:
+    """Return what a run of the recipe needs, one of each package.
+
+    Of two for one package the later asks for more.
+    """
+    return tuple({one.package: one for one in needs if one.applies_to(recipe)}.values())
 
 
 def covers(releases: str, version: str) -> bool:

@@ -69,6 +69,12 @@ _FLAGS = (
 _ONLY_READ = (
     Key(key="training.steps", option="max_steps"),
     Key(key=f"{_GROUP}.betas.1", option="beta2"),
+    # Of releases before the subcommand.
+    Key(
+        key="activation_checkpoint.mode",
+        option="checkpointing",
+        words={mode.value: mode.value for mode in Checkpointing},
+    ),
 )
 _NOT_PLANNED = (
     "parallelism.tensor_parallel_degree",

@@ -327,6 +327,7 @@ FORMAT = TrainerFormat(
             "use_peft",
         }
     ),
+    trains_causal_only=True,
     write=write,
     read=read,
 )

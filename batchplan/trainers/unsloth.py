@@ -296,6 +296,7 @@ FORMAT = TrainerFormat(
         }
     ),
     suffix=".py",
+    trains_causal_only=True,
     write=write,
     read=read,
 )

@@ -9,6 +9,9 @@ from batchplan.errors import SpecError
 from batchplan.trainers.emitted import EmittedFile, Job
 from batchplan.trainers.format import format_of
 from batchplan.trainers.realise import obstacles
+from batchplan.trainers.shared.auto_class import MASKED, SEQ2SEQ, auto_class
+
+_NOT_CAUSAL = (MASKED, SEQ2SEQ)
 
 
 def emit(
@@ -17,9 +20,16 @@ def emit(
     """Return the config files that make ``trainer`` run the plan, the main one first.
 
     Raises:
-        SpecError: when the trainer is unknown or cannot do what the plan says.
+        SpecError: when the trainer is unknown, or cannot train the model or do what the plan says.
     """
-    problems = obstacles(trainer, job.plan.recipe, versions=versions)
+    form = format_of(trainer)
+    if form.trains_causal_only and auto_class(job.model.architecture) in _NOT_CAUSAL:
+        raise SpecError(
+            f"{trainer} trains models that predict the next token alone, and {job.model.id} is a "
+            f"{job.model.architecture} (--trainer hf-trainer takes it)."
+        )
+    plan = job.plan
+    problems = obstacles(trainer, plan.recipe, versions=versions, num_ranks=plan.batch.num_ranks)
     if problems:
         raise SpecError(f"{trainer} cannot run this plan: {'; '.join(problems)}.")
-    return format_of(trainer).write(job)
+    return form.write(job)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .subjects import Loop, Subject
+from dataclasses import replace
+
+from .subjects import Loop, Subject, Task
 
 
 class _MissingDivision(Loop):
@@ -29,6 +31,13 @@ class _ConfiguredSteps(Loop):
     def shares(self, targets: list[int]) -> list[float]:
         short = len(targets) / self.task.accum_steps
         return [share * short for share in super().shares(targets)]
+
+
+class _LastWindowDropped(Loop):
+    def __init__(self, task: Task) -> None:
+        own = len(task.own) - len(task.own) % task.accum_steps
+        whole = task.micro_batches[: own * task.num_ranks]
+        super().__init__(replace(task, micro_batches=whole))
 
 
 class _RankTokens(Loop):
@@ -97,6 +106,7 @@ FAULTS: dict[str, Subject] = {
     "fault:mean-of-means": _subject(_MeanOfMeans),
     "fault:summed-tokens": _subject(_SummedTokens),
     "fault:configured-steps": _subject(_ConfiguredSteps),
+    "fault:last-window-dropped": _subject(_LastWindowDropped),
     "fault:rank-tokens": _subject(_RankTokens),
     "fault:zero-grad-forgotten": _subject(_ZeroGradForgotten),
     "fault:zero-grad-every-micro-batch": _subject(_ZeroGradEveryMicroBatch),

@@ -34,6 +34,12 @@ def causes(model: nn.Module, examples: Examples, halves: list[Batch]) -> Iterato
         halves: two batches of sequences of one length.
     """
     deviation = _excess(model, examples, halves)
+    if deviation <= TOLERANCE:
+        return
+    random = _randomness(model, examples.together(halves))
+    if random is not None:
+        yield random  # and nothing else can be told apart from it
+        return
     with contextlib.ExitStack() as without:
         for kind, take_out in _SUSPECTS:
             if deviation <= TOLERANCE:
@@ -59,6 +65,17 @@ def _excess(model: nn.Module, examples: Examples, halves: list[Batch]) -> float:
     counts = [examples.targets(half) for half in halves]
     shares = [count / sum(counts) for count in counts]
     return compared(combined(parts, shares), whole)["deviation"]
+
+
+def _randomness(model: nn.Module, batch: Batch) -> dict[str, Any] | None:
+    """Return how far one batch's gradient is from itself, and what draws; None when it is not."""
+    once, again = gradient(model, batch), gradient(model, batch)
+    deviation = compared(once, again)["deviation"]
+    if deviation <= TOLERANCE:
+        return None
+    where = _first_changed(_activations(model, batch), _activations(model, batch))
+    names = [] if where is None else [where]
+    return {"kind": "randomness", "names": names, "deviation": deviation, "left": None}
 
 
 def _freeze_statistics(model: nn.Module, undo: contextlib.ExitStack) -> list[str]:
@@ -103,14 +120,20 @@ def _first_coupled(model: nn.Module, examples: Examples, halves: list[Batch]) ->
     with_one = _activations(model, examples.together([kept, changed]))
     with_other = _activations(model, examples.together([kept, other]))
     num_rows, num_kept = len(kept["labels"]) + len(changed["labels"]), len(kept["labels"])
-    for (name, given, made), (_, other_given, other_made) in zip(with_one, with_other):
-        rows = [
-            (_of_first(a, num_kept, num_rows), _of_first(b, num_kept, num_rows))
-            for a, b in ((given, other_given), (made, other_made))
-        ]
-        if any(tensor is None for pair in rows for tensor in pair):
+    return _first_changed(
+        *(
+            [(name, *(_of_first(each, num_kept, num_rows) for each in io)) for name, *io in calls]
+            for calls in (with_one, with_other)
+        )
+    )
+
+
+def _first_changed(calls: list[Any], others: list[Any]) -> Any:
+    """Return the first module that makes something else of the same; None where none does."""
+    for (name, given, made), (_, other_given, other_made) in zip(calls, others):
+        if any(tensor is None for tensor in (given, made, other_given, other_made)):
             continue
-        if not _differ(*rows[0]) and _differ(*rows[1]):
+        if not _differ(given, other_given) and _differ(made, other_made):
             return name
     return None
 

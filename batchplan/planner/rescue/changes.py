@@ -362,14 +362,15 @@ def as_run(attempt: Attempt) -> Attempt | None:
     """
     question = attempt.question
     obstacles, assumed = question.obstacles, question.assumed
-    known = set(obstacles(attempt.start.plan.recipe))
+    start = attempt.start.plan
+    known = set(obstacles(start.recipe, start.batch.num_ranks))
     for settings in _settings(attempt):
         told = {name: value.value for name, value in settings.items() if name not in assumed}
         settled = attempt.change(told, **settings)
         settled = replace(
             settled, recipe=question.realise(settled.recipe, settled.cluster.num_ranks > 1)
         )
-        if known.issuperset(obstacles(settled.recipe)):
+        if known.issuperset(obstacles(settled.recipe, settled.cluster.num_ranks)):
             return settled
     return None
 

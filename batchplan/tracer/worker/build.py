@@ -62,7 +62,7 @@ def build(request: dict[str, Any], *, whole: bool = False, device: str = "meta")
 def _config(request: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    raw = dict(request["config"])
+    raw = _decoded(request["config"])
     try:
         if request["trust_remote_code"] and raw.get("auto_map"):
             config = AutoConfig.from_pretrained(request["model_ref"], trust_remote_code=True)
@@ -82,6 +82,23 @@ def _config(request: dict[str, Any]) -> Any:
         # T5's class forces True where the published flan-t5 files say False and mean it.
         config.tie_word_embeddings = raw["tie_word_embeddings"]
     return config
+
+
+_FLOATS = {name: float(name) for name in ("Infinity", "-Infinity", "NaN")}
+
+
+def _decoded(value: Any) -> Any:
+    """Return a config with the floats that JSON lacks, as Mamba-2's infinite time step.
+
+    Source: transformers 5.23, ``PreTrainedConfig._encode_special_floats``.
+    """
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in _FLOATS:
+        return _FLOATS[value["__float__"]]
+    return {name: _decoded(each) for name, each in value.items()}
 
 
 def _model_class(config: Any, request: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from textwrap import wrap
 
 from batchplan.trainers.emitted import Job
 from batchplan.trainers.format import MASTER, ZERO, TrainerFormat
+from batchplan.trainers.releases import needed
 from batchplan.units import format_bytes, format_count
 
 _WIDTH = 80
@@ -53,9 +54,8 @@ def header(job: Job, form: TrainerFormat, *notes: tuple[str, str]) -> Iterator[s
         without = recipe.numerics.value.replace("master", "autocast")
         yield _line("Why", "ZeRO on one device, because DeepSpeed keeps the fp32 copies of 16-bit")
         yield _line("", f"weights; --numerics {without} does without it")
-    # Of two rows for one package the later asks for more.
-    packages = {one.package: one.words for one in form.needs if one.applies_to(recipe)}
-    yield from _wrapped("Install", f"pip install {' '.join(packages.values())}")
+    packages = (one.words for one in needed(form.needs, recipe))
+    yield from _wrapped("Install", f"pip install {' '.join(packages)}")
     for label, text in notes:
         yield _line(label, text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchplan.spec import Checkpointing, Loss, Numerics, Offload, Optimizer, Sharding
+from batchplan.spec import Checkpointing, Loss, Numerics, Offload, Optimizer
 from batchplan.trainers.format import (
     ADAPTERS,
     AUTOCAST,
@@ -23,17 +23,15 @@ from batchplan.trainers.shared.precision import WITHOUT_OWN_DTYPES
 
 # DeepSpeed keeps the fp32 copies itself; FSDP keeps fp32 shards and computes in 16 bits.
 FULL_WAYS = (
-    Way(methods=FULL, shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-    Way(methods=FULL, shardings=(*ZERO, *FSDP), numerics=MASTER, alone=False),
+    Way(methods=FULL, shardings=ZERO, numerics=MASTER),
     Way(methods=FULL, shardings=DDP, numerics=(*PURE, *AUTOCAST)),
-    Way(methods=FULL, shardings=FSDP, numerics=PURE, alone=False),
+    Way(methods=FULL, shardings=FSDP, numerics=(*MASTER, *PURE), alone=False),
 )
 """Autocast under FSDP is not among them: accelerate makes fp32 shards of it, as of masters."""
 ADAPTER_WAYS = (
     Way(methods=ADAPTERS, shardings=DDP, numerics=(*PURE, *AUTOCAST)),
     Way(methods=ADAPTERS, shardings=FSDP, numerics=(*PURE, *AUTOCAST), alone=False),
-    Way(methods=ADAPTERS[:1], shardings=(Sharding.ZERO1,), numerics=MASTER, alone=True),
-    Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER, alone=False),
+    Way(methods=ADAPTERS[:1], shardings=ZERO, numerics=MASTER),
 )
 """DeepSpeed is not for 4-bit weights here."""
 
