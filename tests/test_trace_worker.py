@@ -18,6 +18,7 @@ import pytest
 from clocks import child_seconds
 from older import OLD, OLDEST
 
+import batchplan
 from batchplan.errors import SpecError, TraceError
 from batchplan.memory import estimate
 from batchplan.sources import resolve_model
@@ -97,6 +98,33 @@ def test_adapters_on_names_the_model_does_not_have_are_refused():
     recipe = Recipe(numerics="bf16", method="lora", lora_targets="no_such_proj")
     with pytest.raises(SpecError, match="peft refuses these LoRA targets"):
         run_worker(request(TINY, recipe))
+
+
+T5 = {
+    **{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 128},
+    **{"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2},
+}
+BERT = {
+    **{"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 128},
+    **{"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+    **{"num_hidden_layers": 2, "max_position_embeddings": 48},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [T5, BERT])
+def test_a_loss_that_a_model_never_asks_for_is_not_replaced(config: dict[str, Any]):
+    recipe = Recipe(numerics="bf16", loss="chunked")
+    with pytest.raises(TraceError, match=r"computes its own loss.*--loss standard"):
+        run_worker(request(config, recipe, seq_len=32))
+
+
+@pytest.mark.slow
+def test_more_tokens_than_learned_positions_is_said_before_what_torch_says(tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(BERT))
+    with pytest.raises(TraceError, match=r"^--seq-len 64 is more than the 48 positions of .*: The"):
+        batchplan.estimate(str(path), gpu="a100-80gb", seq_len=64)
 
 
 def script(path: Path, body: str) -> Path:

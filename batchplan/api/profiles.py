@@ -7,7 +7,7 @@ from threading import Thread
 from time import monotonic, sleep
 
 from batchplan.api.request import Request
-from batchplan.errors import SpecError
+from batchplan.errors import SpecError, TraceError
 from batchplan.profile import ActivationProfile
 from batchplan.spec import Caveat, Recipe
 from batchplan.tracer import activation_profile, profile_key, stop_workers
@@ -93,7 +93,14 @@ class Profiles:
             raise SpecError("--params has no model to trace.")
         key = profile_key(recipe, seq_len, request.library)
         if key not in self._known:
-            self._known[key] = activation_profile(
+            self._known[key] = self._trace(recipe, seq_len)
+            self._first = self._first or self._known[key]
+        return self._known[key]
+
+    def _trace(self, recipe: Recipe, seq_len: int) -> ActivationProfile:
+        request = self._request
+        try:
+            return activation_profile(
                 config=request.traced_config,
                 recipe=recipe,
                 seq_len=seq_len,
@@ -104,5 +111,8 @@ class Profiles:
                 on_progress=self._on_progress,
                 on_warning=self._warnings.append,
             )
-            self._first = self._first or self._known[key]
-        return self._known[key]
+        except TraceError as error:
+            if request.beyond_model is None:
+                raise
+            # Positions that are learned end where their table does, and that is why.
+            raise TraceError(f"{request.beyond_model} {error}") from error

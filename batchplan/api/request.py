@@ -22,6 +22,7 @@ DEFAULT_TRAINER = "hf-trainer"
 LITGPT = "litgpt"
 """The trainer, the package, and the ``model_type`` of a file with its config's fields."""
 DEFAULT_SEQ_LEN = 4096
+_BEYOND = "seq-len-beyond-model"
 """Taken where the user gives none, or the model's maximum where that is less."""
 _LARGEST_PARAMS = 10**15
 
@@ -69,6 +70,11 @@ class Request:
         if self.library != LITGPT or config.get("model_type") == LITGPT:
             return config
         return {"model_type": LITGPT, "name": self.model.id}
+
+    @property
+    def beyond_model(self) -> str | None:
+        """What is told of sequences longer than the model's positions; None where none are."""
+        return next((each.text for each in self.caveats if each.code == _BEYOND), None)
 
     def inputs(self) -> dict[str, Any]:
         """Return the shared inputs as keyword arguments that give the same answer again."""
@@ -222,7 +228,7 @@ def _seq_len(given: object, info: ModelInfo) -> tuple[int, tuple[Caveat, ...]]:
     if longest is None or seq_len <= longest:
         return seq_len, ()
     text = f"--seq-len {seq_len:,} is more than the {longest:,} positions of {info.id}."
-    return seq_len, (Caveat(code="seq-len-beyond-model", text=text),)
+    return seq_len, (Caveat(code=_BEYOND, text=text),)
 
 
 def _inter_node(given: object) -> float | None:

@@ -70,9 +70,8 @@ def resolve_subject(
     request = resolve(model, {**fields, "gpu": f"{state.gpu.usable_bytes}B"})
     recipe = Policy(request, {"micro_batch": 1, "accum_steps": 1}, num_ranks).recipe()
     check_attention(recipe, state.gpu)
-    beyond = next((each for each in request.caveats if each.code == "seq-len-beyond-model"), None)
-    if beyond is not None:
-        raise SpecError(beyond.text)
+    if request.beyond_model:
+        raise SpecError(request.beyond_model)
     return request, Subject(
         config=request.traced_config,
         model_ref=_with_weights(model),

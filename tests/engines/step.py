@@ -15,7 +15,9 @@ class Counter(TorchDispatchMode):
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
-        self.seen = {t.untyped_storage()._cdata for t in known}
+        # Kept, or what an engine lets go of would leave its address to something new.
+        self._known = [t.untyped_storage() for t in known]
+        self.seen = {storage._cdata for storage in self._known}
         self.live = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

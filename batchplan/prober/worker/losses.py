@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from batchplan.tracer.worker.built import Built, WorkerError
-from batchplan.tracer.worker.losses import _PassOn
+from batchplan.tracer.worker.built import Built
+from batchplan.tracer.worker.losses import PassOn, headed
 
 from .libraries import need
 
@@ -21,11 +21,8 @@ def install(built: Built, loss: str) -> None:
     if loss == "standard":
         return
     liger = need("liger_kernel.transformers", what="--loss fused", package="liger-kernel")
-    model = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
-    head, cls = model.get_output_embeddings(), type(model)
-    if not hasattr(cls, "loss_function") or not isinstance(head, nn.Linear):
-        raise WorkerError(f"{cls.__name__} computes its own loss; use --loss standard.")
-    stand_in = _PassOn(head)
+    model, head = headed(built, loss)
+    stand_in = PassOn(head)
     model.set_output_embeddings(stand_in)
     compute = liger.LigerFusedLinearCrossEntropyLoss()
 
@@ -34,4 +31,4 @@ def install(built: Built, loss: str) -> None:
         shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
         return compute(stand_in.weight, logits.reshape(-1, logits.shape[-1]), shifted)
 
-    cls.loss_function = property(lambda self: loss_function)
+    type(model).loss_function = property(lambda self: loss_function)

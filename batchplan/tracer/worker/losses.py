@@ -6,6 +6,7 @@ model's loss function then gets hidden states where it expects logits.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def _compute_dtype(hidden: Any) -> Any:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
 
 
-class _PassOn(nn.Module):
+class PassOn(nn.Module):
     """A head that keeps its weight and returns its input."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -129,15 +130,8 @@ def install(built: Built, loss: str, *, is_exact: bool) -> None:
     """
     if loss == "standard":
         return
-    model = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
-    head = model.get_output_embeddings()
-    cls = type(model)
-    if not hasattr(cls, "loss_function") or not isinstance(head, nn.Linear):
-        raise WorkerError(
-            f"{cls.__name__} computes its own loss, so the {loss} one cannot be traced; "
-            "use --loss standard."
-        )
-    stand_in = _PassOn(head)
+    model, head = headed(built, loss)
+    stand_in = PassOn(head)
     model.set_output_embeddings(stand_in)
 
     def loss_function(logits: Any = None, labels: Any = None, **kwargs: Any) -> Any:
@@ -146,4 +140,22 @@ def install(built: Built, loss: str, *, is_exact: bool) -> None:
             return ChunkedCrossEntropy.apply(hidden, stand_in.weight, labels.reshape(-1), is_exact)
         return FusedCrossEntropy.apply(hidden, stand_in.weight, is_exact)
 
-    cls.loss_function = property(lambda self: loss_function)
+    type(model).loss_function = property(lambda self: loss_function)
+
+
+def headed(built: Built, loss: str) -> tuple[Any, nn.Linear]:
+    """Return the model below any adapters, and its head, whose loss can be replaced.
+
+    Raises:
+        WorkerError: when the model computes its loss itself, or its head is more than a product.
+    """
+    model = built.model.get_base_model() if hasattr(built.model, "get_base_model") else built.model
+    head, cls = model.get_output_embeddings(), type(model)
+    # Every model has a loss_function; masked and encoder-decoder ones often never call it.
+    asks = "loss_function" in inspect.unwrap(cls.forward).__code__.co_names
+    if not asks or not isinstance(head, nn.Linear):
+        raise WorkerError(
+            f"{cls.__name__} computes its own loss, which is not to be replaced by the {loss} one; "
+            "use --loss standard."
+        )
+    return model, head
