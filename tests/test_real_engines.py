@@ -236,8 +236,9 @@ def test_zero_1_keeps_whole_gradients_until_they_are_reduced(held):
     assert max(rank["gradients"][1] for rank in ranks) == 2 * reduced_elements(groups)
 
 
-SCALARS = 64
-"""Bytes of a handful of one-element tensors: the norm, its parts, the clip factor."""
+SCALARS = 128
+"""Bytes of one-element tensors of 8 bytes: the norm, its parts, the clip factor. 64 are seen, and 8
+more where gloo's thread still holds one; the smallest parameter has 240."""
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("zero2", "zero3"))])
