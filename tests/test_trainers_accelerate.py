@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pydoc
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
-from trainer_jobs import differences, job, name, read_back, recipe_of, written
+from trainer_jobs import differences, job, mixes, name, read_back, recipe_of, written
 
 from batchplan.configfile import parse
 from batchplan.errors import SpecError
@@ -34,18 +32,7 @@ def recipe(several_devices: bool = True, **given: object) -> Recipe:
     return realised("accelerate", wanted, several_devices=several_devices)
 
 
-def mixes() -> Iterator[Recipe]:
-    """Every method, sharding and numerics, each with and without checkpointing."""
-    for way in format_of("accelerate").ways:
-        if way.alone is not True:
-            for method, sharding, numerics, checkpointing in itertools.product(
-                way.methods, way.shardings, way.numerics, ("none", "full")
-            ):
-                given = {"method": method, "sharding": sharding, "numerics": numerics}
-                yield recipe(**given, checkpointing=checkpointing)
-
-
-MIXES = tuple(mixes())
+MIXES = tuple(mixes("accelerate"))
 
 
 def block(plan: Any, suffix: str) -> dict[str, Any]:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import pydoc
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from trainer_jobs import MODEL, differences, job, name, parsed, read_back, recipe_of, written
+from trainer_jobs import (
+    MODEL,
+    differences,
+    job,
+    mixes,
+    name,
+    parsed,
+    read_back,
+    recipe_of,
+    written,
+)
 
 from batchplan.configfile import parse
 from batchplan.errors import SpecError
@@ -50,18 +58,7 @@ def recipe(several_devices: bool = True, **given: object) -> Recipe:
     return realised("lightning", wanted, several_devices=several_devices)
 
 
-def mixes() -> Iterator[Recipe]:
-    """Every method, sharding and numerics, each with and without checkpointing."""
-    for way in format_of("lightning").ways:
-        if way.alone is not True:
-            for method, sharding, numerics, checkpointing in itertools.product(
-                way.methods, way.shardings, way.numerics, ("none", "full")
-            ):
-                given = {"method": method, "sharding": sharding, "numerics": numerics}
-                yield recipe(**given, checkpointing=checkpointing)
-
-
-MIXES = tuple(mixes())
+MIXES = tuple(mixes("lightning"))
 
 
 def block(plan: Any, suffix: str = "plan.yaml") -> dict[str, Any]:

@@ -88,6 +88,19 @@ def recipes(trainer: str, *, several_devices: bool = True) -> Iterator[Recipe]:
                     yield recipe
 
 
+def mixes(trainer: str) -> Iterator[Recipe]:
+    """Yield what a trainer makes of every method, sharding and numerics on several devices, each
+    with and without checkpointing."""
+    for way in format_of(trainer).ways:
+        if way.alone is not True:
+            for method, sharding, numerics, checkpointing in itertools.product(
+                way.methods, way.shardings, way.numerics, ("none", "full")
+            ):
+                given = {"method": method, "sharding": sharding, "numerics": numerics}
+                wanted = Recipe.model_validate(given | {"checkpointing": checkpointing})
+                yield realised(trainer, wanted, several_devices=True)
+
+
 def _changes() -> Iterator[dict[str, object]]:
     yield {}
     for checkpointing, attention in itertools.product(Checkpointing, Attention):

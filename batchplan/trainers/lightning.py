@@ -44,6 +44,7 @@ from batchplan.trainers.shared.ways import (
     DEEPSPEED_REFUSALS,
     FULL_WAYS,
     LOSSES,
+    NO_MASTERS_UNDER_DDP,
     NO_REENTRANT_FSDP,
     OFFLOAD_REFUSALS,
 )
@@ -217,10 +218,7 @@ FORMAT = TrainerFormat(
     },
     refusals=(
         *DEEPSPEED_REFUSALS,
-        Refusal(
-            when={"sharding": DDP, "numerics": MASTER},
-            text="numerics {numerics} needs DeepSpeed (--sharding zero1) or FSDP",
-        ),
+        NO_MASTERS_UNDER_DDP,
         Refusal(
             when={"sharding": FSDP, "method": FULL, "numerics": AUTOCAST},
             text="its FSDP gathers 16-bit copies of fp32 shards, which is --numerics bf16-master "

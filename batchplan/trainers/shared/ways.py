@@ -90,12 +90,13 @@ NO_REENTRANT_FSDP = Refusal(
     },
     text="FSDP checkpoints without reentrance",
 )
+NO_MASTERS_UNDER_DDP = Refusal(
+    when={"sharding": DDP, "numerics": MASTER},
+    text="numerics {numerics} needs DeepSpeed (--sharding zero1) or FSDP",
+)
 REFUSALS = (
     *DEEPSPEED_REFUSALS,
-    Refusal(
-        when={"sharding": DDP, "numerics": MASTER},
-        text="numerics {numerics} needs DeepSpeed (--sharding zero1) or FSDP",
-    ),
+    NO_MASTERS_UNDER_DDP,
     Refusal(
         when={"sharding": FSDP, "method": FULL, "numerics": AUTOCAST},
         text="accelerate keeps FSDP's shards in fp32 under mixed precision, which is "
